@@ -1,0 +1,263 @@
+"""Configuration of a multi-task sentence transformer: its backbone, its pooling and its tasks.
+
+The file travels with every saved model, so it imports nothing but the standard library, torch,
+huggingface_hub and transformers.
+"""
+
+import dataclasses
+import difflib
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+SINGLE_LABEL = "single_label_classification"
+MULTI_LABEL = "multi_label_classification"
+REGRESSION = "regression"
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+
+IGNORE_INDEX = -100
+"""The class id that stands for a missing label; float labels use nan."""
+
+SCHEMA_VERSION = 1
+"""Version of the layout of `config.json`; a reader refuses a newer one than it knows."""
+
+_TASK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
+# Keywords that `PreTrainedConfig` takes without declaring them as fields.
+_BASE_KEYWORDS = frozenset(
+    {
+        "name_or_path", "attn_implementation", "experts_implementation", "output_attentions", "torch_dtype",
+        "num_labels", "auto_map", "custom_pipelines", "quantization_config", "per_layer_config", "use_cache",
+        "tie_last_hidden_states", "model_type",
+    }
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One task: what its head predicts, under which names, and how much its loss counts.
+
+    Args:
+        name: Name of the task and of its head; a letter, then letters, digits, `_` or `-`.
+        problem_type: `"single_label_classification"`, `"multi_label_classification"` or `"regression"`.
+        labels: Names of the classes, in the order of the logits. For regression, names of the outputs (optional).
+        num_labels: Number of outputs; derived from `labels` where those are given. 1 for regression unless said.
+        weight: Static weight of the task's loss, >= 0.
+        hidden_size: Width of a hidden layer in the head; `None` for a linear head.
+
+    Raises:
+        ValueError: For an illegal name, type, weight, width, or labels that are empty, doubled or contradict
+            `num_labels`.
+    """
+
+    name: str
+    problem_type: str = SINGLE_LABEL
+    labels: tuple[str, ...] | None = None
+    num_labels: int | None = None
+    weight: float = 1.0
+    hidden_size: int | None = None
+
+    def __post_init__(self) -> None:
+        """Validates the fields and fills in what follows from them."""
+        _check_name(self.name)
+        if self.problem_type not in PROBLEM_TYPES:
+            raise ValueError(
+                f"Task {self.name!r}: problem_type {self.problem_type!r} is unknown. Use one of {list(PROBLEM_TYPES)}."
+            )
+        if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not self._is_weight():
+            raise ValueError(f"Task {self.name!r}: weight must be a finite number >= 0, found {self.weight!r}.")
+        if self.hidden_size is not None and (not isinstance(self.hidden_size, int) or self.hidden_size < 1):
+            raise ValueError(f"Task {self.name!r}: hidden_size must be a positive int, found {self.hidden_size!r}.")
+        if self.labels is not None:
+            object.__setattr__(self, "labels", _checked_labels(self.name, self.labels, self.num_labels))
+            object.__setattr__(self, "num_labels", len(self.labels))
+        elif self.num_labels is None and self.problem_type == REGRESSION:
+            object.__setattr__(self, "num_labels", 1)
+        self._check_num_labels()
+
+    def _is_weight(self) -> bool:
+        return math.isfinite(self.weight) and self.weight >= 0
+
+    def _check_num_labels(self) -> None:
+        least = 2 if self.problem_type == SINGLE_LABEL else 1
+        count = self.num_labels
+        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < least):
+            raise ValueError(
+                f"Task {self.name!r}: {self.problem_type} needs at least {least} labels, found {count!r}. "
+                "Give the class names in `labels`, or use another problem_type."
+            )
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether the number of outputs is known, so that a head can be built."""
+        return self.num_labels is not None
+
+    @property
+    def id2label(self) -> dict[int, str]:
+        """Name of each output; `LABEL_<i>` where none were given."""
+        names = self.labels or tuple(f"LABEL_{index}" for index in range(self.num_labels or 0))
+        return dict(enumerate(names))
+
+    @property
+    def label2id(self) -> dict[str, int]:
+        """Index of each output's name."""
+        return {label: index for index, label in self.id2label.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as JSON-ready values."""
+        fields = dataclasses.asdict(self)
+        fields["labels"] = None if self.labels is None else list(self.labels)
+        return fields
+
+
+@strict
+class MTLConfig(PreTrainedConfig):
+    """Configuration of [`MTLModel`]: a nested backbone configuration, the pooling, and the list of tasks.
+
+    Args:
+        text_config: The backbone's configuration (a config object or its dict), as `AutoConfig` gives it.
+        tasks: Tasks as `TaskConfig` or as their dicts; every one with its number of labels known.
+        pooling: `"mean"` over non-padding tokens, `"cls"` for the first token, `"max"` over non-padding tokens.
+        head_dropout: Probability of dropout on the pooled embedding before the heads.
+        normalize: Whether the embeddings that the model returns have L2 norm 1.
+        normalize_for_heads: Whether the heads, too, see the embedding with L2 norm 1 (else the pooled one).
+        max_seq_length: Limit, in tokens, at which `encode` and `predict` truncate; `None` takes the tokenizer's or
+            the backbone's own.
+        schema_version: Version of this layout.
+
+    Raises:
+        ValueError: For an illegal task, or a config of a newer layout.
+        TypeError: For a keyword that the configuration does not have.
+        StrictDataclassClassValidationError: For doubled or unresolved tasks, or a value out of range.
+        StrictDataclassFieldValidationError: For a value of the wrong type.
+    """
+
+    model_type = "mtl"
+    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+    keys_to_ignore_at_inference = ["last_hidden_state", "embeddings", "task_losses", "hidden_states", "attentions"]
+
+    text_config: Any = None
+    tasks: list[Any] | tuple[Any, ...] | None = None
+    pooling: Literal["mean", "cls", "max"] = "mean"
+    head_dropout: float | int = 0.1
+    normalize: bool = True
+    normalize_for_heads: bool = False
+    max_seq_length: int | None = None
+    schema_version: int = SCHEMA_VERSION
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Builds the nested configurations; see the class."""
+        if self.schema_version > SCHEMA_VERSION:
+            raise ValueError(
+                f"This config.json has schema_version {self.schema_version}, but this code reads at most "
+                f"{SCHEMA_VERSION}: the model was saved by a newer release. Upgrade with "
+                '`pip install -U mtl-sentence-transformers`, or load with `trust_remote_code=True` to use its own code.'
+            )
+        self._check_keywords(kwargs)
+        self.tasks = [_as_task(task) for task in self.tasks or ()]
+        super().__post_init__(**kwargs)
+
+    def _check_keywords(self, kwargs: Mapping[str, Any]) -> None:
+        names = {field.name for field in dataclasses.fields(self)}
+        for key in kwargs:
+            if key in _BASE_KEYWORDS or key.startswith("_"):
+                continue
+            # A file may come from another release of transformers, which may add keys of its own.
+            if self.transformers_version is not None:
+                logger.warning("MTLConfig: key %r of config.json is unknown and is kept as it is.", key)
+                continue
+            near = difflib.get_close_matches(key, sorted(names), n=1, cutoff=0.5)
+            hint = f" Did you mean {near[0]!r}?" if near else ""
+            raise TypeError(f"MTLConfig has no setting {key!r}.{hint}")
+
+    def validate_tasks(self) -> None:
+        """Checks that task names are distinct and that every head's width is known."""
+        seen: dict[str, str] = {}
+        for task in self.tasks or ():
+            if task.name.lower() in seen:
+                raise ValueError(
+                    f"Two tasks are named {seen[task.name.lower()]!r} and {task.name!r}; names must differ by more "
+                    "than upper and lower case. Rename one."
+                )
+            seen[task.name.lower()] = task.name
+            if not task.is_resolved:
+                raise ValueError(f"Task {task.name!r} has neither `labels` nor `num_labels`. Give one of them.")
+
+    def validate_ranges(self) -> None:
+        """Checks the numeric settings."""
+        if not 0.0 <= self.head_dropout < 1.0:
+            raise ValueError(f"head_dropout must be in [0, 1), found {self.head_dropout}.")
+        if self.max_seq_length is not None and self.max_seq_length < 1:
+            raise ValueError(f"max_seq_length must be a positive number of tokens, found {self.max_seq_length}.")
+
+    @property
+    def task_names(self) -> list[str]:
+        """Names of the tasks, in the order of the heads."""
+        return [task.name for task in self.tasks or ()]
+
+    @property
+    def hidden_size(self) -> int:
+        """Width of the sentence embedding."""
+        return self.text_config.hidden_size
+
+    def task(self, name: str) -> TaskConfig:
+        """Returns the task of that name.
+
+        Raises:
+            KeyError: If there is none; the message lists those there are.
+        """
+        for task in self.tasks or ():
+            if task.name == name:
+                return task
+        raise KeyError(f"No task {name!r}; the model has {self.task_names}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the configuration as JSON-ready values, the tasks as dicts."""
+        output = super().to_dict()
+        output["tasks"] = [task.to_dict() for task in self.tasks or ()]
+        return output
+
+
+MTLConfig.register_for_auto_class()
+
+
+def _check_name(name: str) -> None:
+    if not isinstance(name, str) or not _TASK_NAME.fullmatch(name):
+        raise ValueError(
+            f"Task name {name!r} is illegal: a name is a letter followed by letters, digits, '_' or '-', because it "
+            "names a module, a metric and an output of the exported graph. Rename the task."
+        )
+    # The heads are an `nn.ModuleDict`, which refuses a name that is one of its own attributes.
+    if hasattr(nn.ModuleDict(), name):
+        raise ValueError(f"Task name {name!r} is reserved: torch.nn.ModuleDict has an attribute of it. Rename the task.")
+
+
+def _checked_labels(name: str, labels: Any, num_labels: int | None) -> tuple[str, ...]:
+    if isinstance(labels, str) or not all(isinstance(label, str) and label for label in labels):
+        raise ValueError(f"Task {name!r}: labels must be a list of non-empty strings, found {labels!r}.")
+    if len(set(labels)) != len(labels):
+        doubled = sorted({label for label in labels if list(labels).count(label) > 1})
+        raise ValueError(f"Task {name!r}: labels {doubled} stand more than once. Give each label once.")
+    if num_labels is not None and num_labels != len(labels):
+        raise ValueError(f"Task {name!r}: num_labels is {num_labels}, but {len(labels)} labels are named.")
+    return tuple(labels)
+
+
+def _as_task(task: Any) -> TaskConfig:
+    # No isinstance check against TaskConfig: code loaded from a folder has a class of its own of that name.
+    fields = dict(task) if isinstance(task, Mapping) else task.to_dict()
+    known = {field.name for field in dataclasses.fields(TaskConfig)}
+    for key in fields.keys() - known:
+        near = difflib.get_close_matches(key, sorted(known), n=1, cutoff=0.5)
+        hint = f" Did you mean {near[0]!r}?" if near else f" Known are {sorted(known)}."
+        raise TypeError(f"Task {fields.get('name')!r} has no setting {key!r}.{hint}")
+    return TaskConfig(**fields)

@@ -1,0 +1,158 @@
+"""Encoding and predicting: sentences in, embeddings and labels out, from the model alone.
+
+The file travels with every saved model; see `modeling_mtl.py`.
+"""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import PreTrainedConfig
+from transformers.utils import logging
+
+try:
+    from .configuration_mtl import MULTI_LABEL, REGRESSION, TaskConfig
+except ImportError:
+    # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
+    if __package__:
+        raise
+    from configuration_mtl import MULTI_LABEL, REGRESSION, TaskConfig
+
+if TYPE_CHECKING:
+    import numpy as np
+
+MULTI_LABEL_THRESHOLD = 0.5
+_LONG_WORK_BATCHES = 50
+
+
+class InferenceMixin:
+    """Gives a model with `config`, `tokenizer`, `pool` and heads the methods `encode` and `predict`."""
+
+    def encode(
+        self,
+        sentences: str | Sequence[str],
+        *,
+        batch_size: int = 32,
+        normalize_embeddings: bool | None = None,
+        convert_to_tensor: bool = False,
+        show_progress_bar: bool | None = None,
+    ) -> "np.ndarray | Tensor":
+        """Returns the embeddings of sentences, in their order.
+
+        Args:
+            sentences: One sentence, or several. The empty string is a sentence: its special tokens are pooled.
+            batch_size: Sentences per forward pass.
+            normalize_embeddings: Whether to scale to L2 norm 1; the config's `normalize` if not given.
+            convert_to_tensor: Whether to return a torch tensor instead of a numpy array.
+            show_progress_bar: Whether to show progress; by default only for long work.
+
+        Returns:
+            Float32 embeddings on the CPU. Shape (H,) for one sentence, (N, H) for several.
+
+        Raises:
+            TypeError: If a sentence is not a string.
+            ValueError: If the model has no tokenizer.
+        """
+        normalize = self.config.normalize if normalize_embeddings is None else normalize_embeddings
+        texts = _as_texts(sentences)
+        embeddings = torch.empty(len(texts), self.config.hidden_size)  # (N, H)
+        for rows, output, mask in self._forward_sorted(texts, batch_size, show_progress_bar):
+            pooled = self.pool(output.last_hidden_state, mask)  # (B, H)
+            embeddings[rows] = (F.normalize(pooled, dim=-1) if normalize else pooled).cpu()
+        embeddings = embeddings[0] if isinstance(sentences, str) else embeddings
+        return embeddings if convert_to_tensor else embeddings.numpy()
+
+    def predict(
+        self, sentences: str | Sequence[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
+    ) -> dict[str, Any] | list[dict[str, Any]]:
+        """Predicts every task for sentences, from one pass through the encoder.
+
+        Args:
+            sentences: One sentence, or several.
+            batch_size: Sentences per forward pass.
+            show_progress_bar: Whether to show progress; by default only for long work.
+
+        Returns:
+            For each sentence a dict by task (for one sentence, that dict): single-label `{"label", "score",
+            "probabilities": {label: p}}`; multi-label `{"labels", "probabilities"}` with the labels of probability
+            >= 0.5; regression a float, or `{output: float}` if there are several outputs.
+
+        Raises:
+            TypeError: If a sentence is not a string.
+            ValueError: If the model has no tokenizer.
+        """
+        texts = _as_texts(sentences)
+        predictions: list[dict[str, Any]] = [{} for _ in texts]
+        for rows, output, _ in self._forward_sorted(texts, batch_size, show_progress_bar):
+            for task in self.config.tasks:
+                for row, logits in zip(rows.tolist(), output.logits[task.name].cpu(), strict=True):
+                    predictions[row][task.name] = _prediction(task, logits)
+        return predictions[0] if isinstance(sentences, str) else predictions
+
+    def _forward_sorted(
+        self, texts: list[str], batch_size: int, show_progress_bar: bool | None
+    ) -> Iterator[tuple[Tensor, Any, Tensor]]:
+        """Yields, longest batch first, row numbers, (B,), the output, and the attention mask, (B, T)."""
+        if self.tokenizer is None:
+            raise ValueError(
+                f"This {type(self).__name__} has no tokenizer, as none was saved with it. Set one: "
+                "`model.tokenizer = AutoTokenizer.from_pretrained(...)`."
+            )
+        encoded = self.tokenizer(texts, truncation=True, max_length=self._max_tokens(), padding=False)
+        lengths = torch.tensor([len(ids) for ids in encoded["input_ids"]])  # (N,)
+        batches = lengths.argsort(descending=True, stable=True).split(batch_size) if texts else ()
+        show = len(batches) > _LONG_WORK_BATCHES if show_progress_bar is None else show_progress_bar
+        with self._evaluating():
+            for rows in logging.tqdm(batches, desc="Sentences", unit="batch", disable=not show):
+                columns = {key: [values[row] for row in rows.tolist()] for key, values in encoded.items()}
+                batch = self.tokenizer.pad(columns, return_tensors="pt").to(self.device)
+                yield rows, self(**batch), batch["attention_mask"]
+
+    @contextlib.contextmanager
+    def _evaluating(self) -> Iterator[None]:
+        was_training = self.training
+        self.eval()
+        try:
+            with torch.inference_mode():
+                yield
+        finally:
+            self.train(was_training)
+
+    def _max_tokens(self) -> int:
+        limits = [self.tokenizer.model_max_length, self.config.max_seq_length, _positions(self.config.text_config)]
+        return min(limit for limit in limits if limit is not None)
+
+
+def _prediction(task: TaskConfig, logits: Tensor) -> Any:
+    names = task.id2label.values()
+    if task.problem_type == REGRESSION:
+        values = dict(zip(names, logits.tolist(), strict=True))
+        return logits.item() if task.num_labels == 1 else values
+    if task.problem_type == MULTI_LABEL:
+        probabilities = dict(zip(names, logits.sigmoid().tolist(), strict=True))
+        chosen = [label for label, probability in probabilities.items() if probability >= MULTI_LABEL_THRESHOLD]
+        return {"labels": chosen, "probabilities": probabilities}
+    probabilities = dict(zip(names, logits.softmax(dim=-1).tolist(), strict=True))
+    label = max(probabilities, key=probabilities.__getitem__)
+    return {"label": label, "score": probabilities[label], "probabilities": probabilities}
+
+
+def _as_texts(sentences: str | Sequence[str]) -> list[str]:
+    texts = [sentences] if isinstance(sentences, str) else list(sentences)
+    for position, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"sentences[{position}] is {text!r} of type {type(text).__name__}; expected a string. "
+                "Drop the row, or give '' for a sentence without text."
+            )
+    return texts
+
+
+def _positions(text_config: PreTrainedConfig) -> int | None:
+    limit = getattr(text_config, "max_position_embeddings", None)
+    # These number their positions from the padding index on, so two of them are never used.
+    offset = 2 if text_config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+    return None if limit is None or limit < 1 else limit - offset

@@ -1,0 +1,298 @@
+"""Multi-task sentence transformer: one encoder, one pooled embedding, a head for each task.
+
+The file travels with every saved model: loaded by `AutoModel.from_pretrained(..., trust_remote_code=True)` it encodes
+and predicts with nothing installed but transformers and torch.
+"""
+
+import inspect
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.utils import ModelOutput, can_return_tuple
+
+try:
+    from .configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
+    from .inference_mtl import InferenceMixin
+    from .sharing_mtl import SharingMixin
+except ImportError:
+    # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
+    if __package__:
+        raise
+    from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
+    from inference_mtl import InferenceMixin
+    from sharing_mtl import SharingMixin
+
+DEFAULT_BACKBONE = "distilbert/distilbert-base-uncased"
+
+
+@dataclass
+class MTLOutput(ModelOutput):
+    """What [`MTLModel`] returns.
+
+    Args:
+        loss: Sum of the task losses, each times its task's static weight. Shape ().
+        last_hidden_state: Hidden states of the backbone's last layer. Shape (B, T, H).
+        embeddings: Sentence embeddings, L2-normalised if the config says `normalize`. Shape (B, H).
+        logits: Outputs of each task's head, float32. Shape (B, C) each.
+        task_losses: Unweighted loss of each task. Shape () each.
+        hidden_states: Hidden states of every layer, if asked for. Shape (B, T, H) each.
+        attentions: Attention weights of every layer, if asked for.
+    """
+
+    loss: Tensor | None = None
+    last_hidden_state: Tensor | None = None
+    embeddings: Tensor | None = None
+    logits: dict[str, Tensor] | None = None
+    task_losses: dict[str, Tensor] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+
+
+class TaskHead(nn.Module):
+    """Maps the pooled embedding to a task's logits: a linear layer, or one hidden layer with GELU before it.
+
+    Args:
+        task: The task; gives the number of outputs and the hidden width.
+        hidden_size: Width of the pooled embedding.
+        dropout: Probability of dropout after the hidden layer.
+    """
+
+    def __init__(self, task: TaskConfig, hidden_size: int, dropout: float) -> None:
+        super().__init__()
+        width = task.hidden_size or hidden_size
+        self.hidden = None
+        if task.hidden_size is not None:
+            self.hidden = nn.Sequential(nn.Linear(hidden_size, width), nn.GELU(), nn.Dropout(dropout))
+        self.out_proj = nn.Linear(width, task.num_labels)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Returns float32 logits, (B, C), of pooled embeddings, (B, H)."""
+        features = features.to(self.out_proj.weight.dtype)  # (B, H)
+        if self.hidden is not None:
+            features = self.hidden(features)
+        return self.out_proj(features).float()  # (B, C)
+
+
+class MTLModel(SharingMixin, InferenceMixin, PreTrainedModel):
+    """Encoder with one pooled sentence embedding and a head for each task of its configuration.
+
+    Args:
+        config: The configuration.
+        backbone: A live encoder to wrap, with its weights; built from `config.text_config` if not given.
+
+    Raises:
+        ValueError: If the backbone is an encoder-decoder.
+    """
+
+    config_class = MTLConfig
+    base_model_prefix = "backbone"
+    main_input_name = "input_ids"
+    accepts_loss_kwargs = True
+    supports_gradient_checkpointing = True
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+
+    def __init__(self, config: MTLConfig, backbone: PreTrainedModel | None = None) -> None:
+        super().__init__(config)
+        _refuse_encoder_decoder(config.text_config)
+        if backbone is None:
+            backbone = AutoModel.from_config(config.text_config, **_without_pooler(config.text_config))
+        self.backbone = backbone
+        self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
+        self.dropout = nn.Dropout(config.head_dropout)
+        self.heads = nn.ModuleDict(
+            {task.name: TaskHead(task, config.hidden_size, config.head_dropout) for task in config.tasks}
+        )
+        self.frozen_modules: tuple[str, ...] = ()
+        self.tokenizer: Any = None
+        self.post_init()
+
+    @classmethod
+    def from_backbone(
+        cls,
+        name_or_path: str | os.PathLike[str] = DEFAULT_BACKBONE,
+        *,
+        tasks: Sequence[TaskConfig | dict[str, Any]],
+        trust_remote_code: bool = False,
+        attn_implementation: str | None = None,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        **settings: Any,
+    ) -> "MTLModel":
+        """Puts fresh heads on a pretrained encoder and takes its tokenizer.
+
+        Args:
+            name_or_path: Name on the Hub, or folder, of any encoder that `AutoModel` loads.
+            tasks: The tasks, each with its number of labels known.
+            trust_remote_code: Whether code in the backbone's repository may run.
+            attn_implementation: As in `AutoModel.from_pretrained`.
+            revision: Branch, tag or commit of the backbone.
+            token: Token for the Hub.
+            **settings: Further settings of [`MTLConfig`], such as `pooling` or `head_dropout`.
+
+        Raises:
+            ValueError: If the backbone is an encoder-decoder, or a task is illegal.
+        """
+        hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+        text_config = AutoConfig.from_pretrained(name_or_path, **hub)
+        _refuse_encoder_decoder(text_config)
+        MTLConfig(tasks=list(tasks), **settings)  # Bad settings are told before any weight is loaded.
+        backbone = AutoModel.from_pretrained(
+            name_or_path,
+            config=text_config,
+            dtype=torch.float32,
+            attn_implementation=attn_implementation,
+            **_without_pooler(text_config),
+            **hub,
+        )
+        # A config that does not name the attention in use would reset it in the live backbone, and its outputs.
+        used_attention = backbone.config._attn_implementation
+        config = MTLConfig(
+            text_config=backbone.config, tasks=list(tasks), attn_implementation=used_attention, **settings
+        )
+        model = cls(config, backbone=backbone)
+        model.tokenizer = AutoTokenizer.from_pretrained(name_or_path, config=text_config, **hub)
+        return model.eval()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        token_type_ids: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: dict[str, Tensor] | None = None,
+        num_items_in_batch: dict[str, Tensor] | None = None,
+        **kwargs: Any,
+    ) -> MTLOutput:
+        """Encodes, pools, and applies every head; with labels, also each task's loss.
+
+        Args:
+            input_ids: Token ids. Shape (B, T).
+            attention_mask: 1 for tokens, 0 for padding; all ones if not given. Shape (B, T).
+            token_type_ids: Segment ids, for backbones that take them. Shape (B, T).
+            position_ids: Positions, for backbones that take them. Shape (B, T).
+            inputs_embeds: Token embeddings instead of `input_ids`. Shape (B, T, H).
+            labels: Labels by task. Class ids, (B,), with -100 for missing; for multi-label, (B, C), and for regression,
+                (B,) or (B, C), floats with nan for missing. A task may be left out.
+            num_items_in_batch: Count of valid labels by task over the whole optimizer step; the summed losses are
+                divided by it. The count in this batch if not given.
+            **kwargs: Passed on to the backbone, such as `output_hidden_states`.
+        """
+        inputs = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
+        inputs = {key: value for key, value in {**inputs, "inputs_embeds": inputs_embeds}.items() if value is not None}
+        if attention_mask is None:
+            tokens = next(iter(inputs.values()))
+            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)  # (B, T)
+        outputs = self.backbone(**inputs, attention_mask=attention_mask, return_dict=True, **kwargs)
+        pooled = self.pool(outputs.last_hidden_state, attention_mask)  # (B, H)
+        unit = F.normalize(pooled, dim=-1)  # (B, H)
+        features = self.dropout(unit if self.config.normalize_for_heads else pooled)  # (B, H)
+        logits = {name: head(features) for name, head in self.heads.items()}  # (B, C) each
+        loss, task_losses = None, None
+        if labels is not None:
+            task_losses = self._task_losses(logits, labels, num_items_in_batch or {})
+            loss = sum(task.weight * task_losses[task.name] for task in self.config.tasks)
+        return MTLOutput(
+            loss=loss,
+            last_hidden_state=outputs.last_hidden_state,
+            embeddings=unit if self.config.normalize else pooled,
+            logits=logits,
+            task_losses=task_losses,
+            hidden_states=outputs.get("hidden_states"),
+            attentions=outputs.get("attentions"),
+        )
+
+    def pool(self, last_hidden_state: Tensor, attention_mask: Tensor) -> Tensor:
+        """Reduces token states, (B, T, H), to one float32 vector a sentence, (B, H), as the config says."""
+        return pool(last_hidden_state, attention_mask, self.config.pooling)
+
+    def _task_losses(
+        self, logits: dict[str, Tensor], labels: dict[str, Tensor], num_items: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
+        losses = {}
+        for task in self.config.tasks:
+            outputs, targets = logits[task.name], labels.get(task.name)
+            if targets is None:
+                losses[task.name] = 0.0 * outputs.sum()  # Keeps the head in the graph, which DDP needs.
+                continue
+            count = num_items.get(task.name)
+            count = valid_labels(targets).sum() if count is None else count
+            losses[task.name] = summed_loss(task.problem_type, outputs, targets) / count.clamp(min=1)
+        return losses
+
+    def train(self, mode: bool = True) -> "MTLModel":
+        """Sets training mode, except in the modules named by `frozen_modules`: those stay in evaluation mode."""
+        super().train(mode)
+        for name in self.frozen_modules:
+            self.get_submodule(name).eval()
+        return self
+
+MTLModel.register_for_auto_class("AutoModel")
+
+
+def pool(last_hidden_state: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
+    """Reduces token states, (B, T, H), to one float32 vector a sentence, (B, H), leaving out padding.
+
+    Args:
+        last_hidden_state: Token states. Shape (B, T, H).
+        attention_mask: 1 for tokens, 0 for padding, on either side. Shape (B, T).
+        pooling: `"mean"`, `"max"`, or `"cls"` for the first token that is not padding.
+    """
+    states = last_hidden_state.float()  # (B, T, H)
+    if pooling == "cls":
+        first = attention_mask.argmax(dim=1)  # (B,)
+        return states[torch.arange(states.shape[0], device=states.device), first]  # (B, H)
+    mask = attention_mask.unsqueeze(-1)  # (B, T, 1)
+    if pooling == "max":
+        return states.masked_fill(mask == 0, torch.finfo(states.dtype).min).amax(dim=1)  # (B, H)
+    return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # (B, H)
+
+
+def valid_labels(labels: Tensor) -> Tensor:
+    """Returns where labels are given, in their shape: class ids other than -100, floats other than nan."""
+    return ~labels.isnan() if labels.is_floating_point() else labels != IGNORE_INDEX
+
+
+def summed_loss(problem_type: str, logits: Tensor, labels: Tensor) -> Tensor:
+    """Sums a task's loss over the valid labels of a batch; missing ones give exactly zero gradient.
+
+    Cross-entropy for single-label, binary cross-entropy per label for multi-label, squared error for regression.
+
+    Args:
+        problem_type: The task's problem type.
+        logits: Float32 outputs of the head. Shape (B, C).
+        labels: See [`MTLModel.forward`]. Shape (B,) or (B, C).
+    """
+    if problem_type == SINGLE_LABEL:
+        return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+    labels = labels.view_as(logits)  # (B, C)
+    valid = valid_labels(labels)  # (B, C)
+    losses = {MULTI_LABEL: F.binary_cross_entropy_with_logits, REGRESSION: F.mse_loss}
+    loss = losses[problem_type](logits, labels.nan_to_num().to(logits.dtype), reduction="none")  # (B, C)
+    return loss.masked_fill(~valid, 0.0).sum()
+
+
+def _refuse_encoder_decoder(text_config: PreTrainedConfig) -> None:
+    if text_config.is_encoder_decoder:
+        raise ValueError(
+            f"Backbone of type {text_config.model_type!r} is an encoder-decoder, whose forward pass needs decoder "
+            "inputs. Use an encoder, such as 'distilbert/distilbert-base-uncased'."
+        )
+
+
+def _without_pooler(text_config: PreTrainedConfig) -> dict[str, bool]:
+    # An unused pooler would be parameters without gradients, which DistributedDataParallel refuses.
+    backbone_class = AutoModel._model_mapping.get(type(text_config), None)
+    takes = backbone_class is not None and "add_pooling_layer" in inspect.signature(backbone_class.__init__).parameters
+    return {"add_pooling_layer": False} if takes else {}
+
+
