@@ -1,0 +1,71 @@
+"""Settings of training: those of `TrainingArguments`, and what several tasks add to them."""
+
+import logging
+from dataclasses import dataclass, field
+
+import torch
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+
+from mtl.precision import has_fast_bf16
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class MTLTrainingArguments(TrainingArguments):
+    """`TrainingArguments` with the settings of multi-task training.
+
+    Args:
+        precision: `"auto"` trains in bf16 autocast where the processor has it, else in fp32; or `"bf16"`, `"fp32"`.
+        freeze: What does not learn; a setting of `mtl.freezing`.
+        weighting: How task losses are weighed; a name in `mtl.weighting.WEIGHTINGS`.
+        head_learning_rate: Learning rate of the heads and of learned task weights; `learning_rate` if not given.
+        early_stopping_patience: Number of evaluations without a better score after which training stops.
+        hub_strategy: As in `TrainingArguments`; by default one push at the end, with card and report.
+        metric_for_best_model: As in `TrainingArguments`; by default the mean of the tasks' primary metrics.
+
+    Raises:
+        ValueError: If `precision` is unknown, or a setting stands against another.
+    """
+
+    precision: str = field(default="auto", metadata={"help": "auto | bf16 | fp32."})
+    freeze: str = field(
+        default="none",
+        metadata={"help": "none | all | backbone | heads:<task>,... | heads_except:<task> | lower_layers:<N>."},
+    )
+    weighting: str = field(default="fixed", metadata={"help": "How task losses are weighed: fixed | uncertainty."})
+    head_learning_rate: float | None = field(
+        default=None, metadata={"help": "Learning rate of the heads; learning_rate if not given."}
+    )
+    early_stopping_patience: int | None = field(
+        default=None, metadata={"help": "Evaluations without a better score after which training stops."}
+    )
+    hub_strategy: HubStrategy | str = field(
+        default="end", metadata={"help": "With push_to_hub: end pushes once, with card and report; see transformers."}
+    )
+    metric_for_best_model: str | None = field(
+        default="score", metadata={"help": "The metric that chooses the best model; score is the mean over tasks."}
+    )
+
+    def __post_init__(self) -> None:
+        """Chooses the precision, then validates as the base class does."""
+        if self.precision not in ("auto", "bf16", "fp32"):
+            raise ValueError(f"precision {self.precision!r} is unknown. Use 'auto', 'bf16' or 'fp32'.")
+        if self.label_smoothing_factor:
+            raise ValueError(
+                f"label_smoothing_factor={self.label_smoothing_factor} is not supported: the losses of the tasks are "
+                "computed in the model. Leave it at 0."
+            )
+        if self.precision == "bf16" or (self.precision == "auto" and not self.fp16):
+            self.bf16 = self.bf16 or self.precision == "bf16" or has_fast_bf16(self.use_cpu)
+        elif self.precision == "fp32" and (self.bf16 or self.fp16):
+            raise ValueError("precision='fp32' stands against bf16=True or fp16=True. Set one of them.")
+        # Pinned memory serves copies to an accelerator; without one torch warns at every data loader.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        super().__post_init__()
+
+    @property
+    def precision_in_use(self) -> str:
+        """The precision of the forward and backward pass."""
+        return "bf16 autocast" if self.bf16 else "fp16 autocast" if self.fp16 else "fp32"

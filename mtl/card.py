@@ -1,0 +1,145 @@
+"""The model card: what the model is, what it reached, and how to load it, from the figures of the run."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from huggingface_hub import EvalResult, ModelCard, ModelCardData
+
+from configuration_mtl import MULTI_LABEL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
+from mtl.evaluation import EvaluationResult
+
+_HUB_TASK = {
+    SINGLE_LABEL: "text-classification",
+    MULTI_LABEL: "text-classification",
+    REGRESSION: "text-classification",
+}
+# The Hub's names of metrics, where they differ from ours.
+_HUB_METRIC = {"pearson": "pearsonr", "spearman": "spearmanr", "rmse": "rmse", "f1_macro": "f1", "f1_micro": "f1"}
+
+
+def build_card(
+    config: MTLConfig,
+    *,
+    name: str,
+    base_model: str,
+    datasets: Sequence[str],
+    results: Sequence[EvaluationResult],
+    report: dict[str, Any],
+    command: str,
+) -> ModelCard:
+    """Writes the card of a trained model.
+
+    Args:
+        config: The model's configuration.
+        name: Name of the model.
+        base_model: Name of the backbone.
+        datasets: Names of the sources.
+        results: Results by split; the figures in the metadata are those of the last one.
+        report: The report of the run, see `mtl.report`.
+        command: The command that trained the model.
+    """
+    data = ModelCardData(
+        language="en" if base_model.startswith("sentence-transformers/all-MiniLM") else None,
+        library_name="transformers",
+        base_model=base_model,
+        tags=["multi-task", "sentence-similarity", "feature-extraction", "text-classification", "mtl"],
+        model_name=name,
+        eval_results=_eval_results(config, datasets, results[-1]) if results else None,
+    )
+    body = [
+        f"---\n{data.to_yaml()}\n---\n",
+        f"# {name}\n",
+        f"One `{base_model}` encoder with {len(config.tasks)} task heads on one {config.pooling}-pooled, "
+        f"{config.hidden_size}-dimensional sentence embedding.\n",
+        "## Tasks\n",
+        "| task | type | outputs | weight |\n|---|---|---|---|",
+        *(_task_row(task) for task in config.tasks),
+        "",
+        *(_result_section(result) for result in results),
+        _training_section(report, command),
+        _usage_section(name),
+        _limits_section(config, report),
+    ]
+    return ModelCard("\n".join(body) + "\n", ignore_metadata_errors=False)
+
+
+def _eval_results(config: MTLConfig, datasets: Sequence[str], result: EvaluationResult) -> list[EvalResult]:
+    entries = []
+    for task in config.tasks:
+        for metric, value in result.to_dict()["tasks"][task.name].items():
+            if metric in ("support", "loss") or value is None:
+                continue
+            entries.append(
+                EvalResult(
+                    task_type=_HUB_TASK[task.problem_type],
+                    task_name=task.name,
+                    dataset_type=datasets[0],
+                    dataset_name=", ".join(datasets),
+                    dataset_split=result.split,
+                    metric_type=_HUB_METRIC.get(metric, metric),
+                    metric_name=metric,
+                    metric_value=round(value, 4),
+                )
+            )
+    return entries
+
+
+def _task_row(task: TaskConfig) -> str:
+    names = list(task.id2label.values())
+    shown = ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "")
+    return f"| `{task.name}` | {task.problem_type} | {shown} | {task.weight} |"
+
+
+def _result_section(result: EvaluationResult) -> str:
+    lines = [f"## Results on {result.split} ({result.num_rows:,} rows)\n", "| task | metric | value | labelled rows |"]
+    lines.append("|---|---|---|---|")
+    for name, metrics in result.to_dict()["tasks"].items():
+        for metric, value in metrics.items():
+            if metric != "support":
+                figure = "undefined" if value is None else f"{value:.4f}"
+                lines.append(f"| `{name}` | {metric} | {figure} | {metrics['support']:,} |")
+    return "\n".join(lines) + "\n"
+
+
+def _training_section(report: dict[str, Any], command: str) -> str:
+    settings, training, parameters = report["settings"], report["training"], report["parameters"]
+    keys = (
+        "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+        "head_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "weighting", "freeze",
+        "backbone_dropout", "head_dropout", "max_length", "seed",
+    )  # fmt: skip
+    shown = "\n".join(f"| {key} | {settings[key]} |" for key in keys if key in settings)
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    runtime = training.get("train_runtime")
+    took = f"Training took {runtime:.0f} s" if runtime is not None else "Nothing was trained"
+    return (
+        f"## Training\n\n```bash\n{command}\n```\n\n{took}, in {report['precision']}, with "
+        f"{parameters['trained']:,} of {parameters['total']:,} parameters learning.\n\n"
+        f"| setting | value |\n|---|---|\n{shown}\n\nVersions: {versions}.\n"
+    )
+
+
+def _usage_section(name: str) -> str:
+    return f"""## Use
+
+The folder carries its own code, so `trust_remote_code=True` is needed; read the four `.py` files first.
+
+```python
+from transformers import AutoModel
+
+model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+model.encode(["A sentence."])   # embeddings, for similarity and search
+model.predict(["A sentence."])  # every task at once
+```
+"""
+
+
+def _limits_section(config: MTLConfig, report: dict[str, Any]) -> str:
+    truncated = report["data"]["truncated"]
+    return (
+        "## Limits\n\n"
+        f"- Texts are cut at {config.max_seq_length} tokens; in training "
+        f"{sum(truncated.values()):,} of {sum(report['data']['rows'].values()):,} texts were longer.\n"
+        "- Scores are softmax or sigmoid outputs and have not been calibrated.\n"
+        "- The figures hold for data like that named above; other text may fare worse.\n"
+    )

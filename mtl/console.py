@@ -1,0 +1,112 @@
+"""What a training run shows on the terminal: a bar, a line per log, a table per evaluation."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
+
+from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, SINGLE_LABEL, TaskConfig
+from modeling_mtl import MTLModel
+from mtl.data import label_column
+from mtl.metrics import PRIMARY_METRIC
+
+_WIDTH_OF_TEXT = 100
+
+
+class ProgressReport(ProgressCallback):
+    """Progress bar of the Trainer, with one line for each training log and each evaluation.
+
+    Args:
+        tasks: The tasks, in the order to show them.
+    """
+
+    def __init__(self, tasks: Sequence[TaskConfig]) -> None:
+        super().__init__()
+        self.tasks = tuple(tasks)
+
+    def on_log(
+        self,
+        args: TrainingArguments,
+        state: TrainerState,
+        control: TrainerControl,
+        logs: dict[str, Any] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        """Writes the line above the bar."""
+        if not state.is_world_process_zero or self.training_bar is None or not logs:
+            return
+        if "loss" in logs:
+            self.training_bar.write(self._training_line(state, logs))
+        elif "eval_score" in logs:
+            self.training_bar.write(self._evaluation_line(logs))
+
+    def _training_line(self, state: TrainerState, logs: dict[str, Any]) -> str:
+        parts = [f"{task.name} {logs[f'loss_{task.name}']:.4f}" for task in self.tasks if f"loss_{task.name}" in logs]
+        return (
+            f"step {state.global_step}/{state.max_steps}  epoch {logs['epoch']:.2f}  loss {logs['loss']:.4f} "
+            f"({', '.join(parts)})  lr {logs['learning_rate']:.2e}"
+        )
+
+    def _evaluation_line(self, logs: dict[str, Any]) -> str:
+        parts = []
+        for task in self.tasks:
+            name = PRIMARY_METRIC[task.problem_type]
+            value = logs.get(f"eval_{task.name}_{name}")
+            parts.append(f"{task.name} {name} " + ("-" if value is None else f"{value:.4f}"))
+        return (
+            f"validation, epoch {logs['epoch']:.2f}: loss {logs['eval_loss']:.4f}, {', '.join(parts)}, "
+            f"score {logs['eval_score']:.4f}"
+        )
+
+
+def metrics_table(title: str, metrics: dict[str, dict[str, float]]) -> str:
+    """Formats each task's metrics as lines of text under a title."""
+    lines = [title]
+    for name, values in metrics.items():
+        shown = [f"{key} {value:.4f}" for key, value in values.items() if key != "support"]
+        lines.append(f"  {name:<14} {'  '.join(shown)}  (n={values['support']:,})")
+    return "\n".join(lines)
+
+
+def sample_lines(model: MTLModel, texts: Sequence[str], truths: Sequence[dict[str, str]]) -> str:
+    """Formats sentences with the predicted and the true label of each task, by name.
+
+    Args:
+        model: The trained model.
+        texts: The sentences.
+        truths: For each sentence, the true label of each task as text.
+    """
+    lines = []
+    embeddings = model.encode(list(texts))  # (N, H)
+    for text, truth, embedding, predicted in zip(texts, truths, embeddings, model.predict(list(texts)), strict=True):
+        short = text if len(text) <= _WIDTH_OF_TEXT else text[: _WIDTH_OF_TEXT - 1] + "…"
+        lines.append(f"  input      {short}")
+        for task in model.config.tasks:
+            lines.append(f"    {task.name:<14} predicted {shown(task, predicted[task.name])}, true {truth[task.name]}")
+        lines.append(f"    embedding[:5]  {[round(float(value), 4) for value in embedding[:5]]}")
+    return "\n".join(lines)
+
+
+def shown(task: TaskConfig, prediction: Any) -> str:
+    """Formats one prediction of `MTLModel.predict` as text."""
+    if task.problem_type == SINGLE_LABEL:
+        return f"{prediction['label']} ({prediction['score']:.2f})"
+    if task.problem_type == MULTI_LABEL:
+        return ", ".join(prediction["labels"]) or "none"
+    return f"{prediction:.2f}" if isinstance(prediction, float) else str(prediction)
+
+
+def true_labels(row: Mapping[str, Any], tasks: Sequence[TaskConfig]) -> dict[str, str]:
+    """Formats the labels of a row of the data as text, by task; `-` where one is missing."""
+    texts = {}
+    for task in tasks:
+        value = row[label_column(task.name)]
+        if task.problem_type == SINGLE_LABEL:
+            texts[task.name] = "-" if value == IGNORE_INDEX else task.id2label[value]
+        elif task.problem_type == MULTI_LABEL:
+            names = [task.id2label[index] for index, cell in enumerate(value) if cell == 1.0]
+            texts[task.name] = "-" if all(map(math.isnan, value)) else ", ".join(names) or "none"
+        else:
+            texts[task.name] = f"{value:.2f}" if isinstance(value, float) else str(value)
+    return texts

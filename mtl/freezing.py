@@ -1,0 +1,112 @@
+"""Which parameters learn: the strategies of transfer learning as one setting.
+
+| setting               | frozen                                     | learns                          |
+|-----------------------|--------------------------------------------|---------------------------------|
+| `none`                | nothing                                    | everything                      |
+| `all`                 | everything                                 | nothing: for evaluation only    |
+| `backbone`            | the encoder                                | every head                      |
+| `heads:a,b`           | the heads of tasks a and b                 | the encoder and the other heads |
+| `heads_except:a`      | every head but that of task a              | the encoder and that head       |
+| `lower_layers:N`      | the embeddings and the N lowest layers     | the upper layers and every head |
+"""
+
+import logging
+from dataclasses import dataclass
+
+from torch import nn
+from transformers import PreTrainedModel
+
+from modeling_mtl import MTLModel
+
+logger = logging.getLogger(__name__)
+
+# What may stand between the word embeddings and the first layer: ELECTRA projects, ALBERT maps inside its encoder.
+_BELOW_THE_LAYERS = ("embeddings", "embeddings_project", "embed_tokens")
+
+
+@dataclass(frozen=True)
+class Freezing:
+    """What a strategy froze.
+
+    Args:
+        setting: The setting, as given.
+        modules: Names of the frozen modules; they stay in evaluation mode, without dropout, while they are frozen.
+        num_trainable: Count of parameters that learn.
+        num_total: Count of all parameters.
+    """
+
+    setting: str
+    modules: tuple[str, ...]
+    num_trainable: int
+    num_total: int
+
+    def __str__(self) -> str:
+        """Says it in a line for the log."""
+        share = 100 * self.num_trainable / self.num_total
+        frozen = ", ".join(self.modules) if self.modules else "nothing"
+        return (
+            f"freeze={self.setting}: {self.num_trainable:,} of {self.num_total:,} parameters train ({share:.1f} %); "
+            f"frozen: {frozen}"
+        )
+
+
+def apply_freezing(model: MTLModel, setting: str) -> Freezing:
+    """Freezes what the setting says, unfreezes the rest, and says so in the log.
+
+    Args:
+        model: The model; its parameters' `requires_grad` and its `frozen_modules` are set.
+        setting: A setting from the table in this module's docstring.
+
+    Raises:
+        ValueError: If the setting is unknown, names a task that the model has not, or asks for more layers than
+            there are.
+    """
+    modules = _frozen_modules(model, setting)
+    model.requires_grad_(True)
+    for name in modules:
+        model.get_submodule(name).requires_grad_(False)
+    model.frozen_modules = modules
+    model.train(model.training)
+    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
+    freezing = Freezing(setting, modules, trainable, sum(parameter.numel() for parameter in model.parameters()))
+    logger.info("%s", freezing)
+    return freezing
+
+
+def _frozen_modules(model: MTLModel, setting: str) -> tuple[str, ...]:
+    kind, _, argument = setting.partition(":")
+    heads = list(model.heads)
+    whole = {"none": (), "all": ("backbone", *(f"heads.{name}" for name in heads)), "backbone": ("backbone",)}
+    if kind in whole and not argument:
+        return whole[kind]
+    if kind in ("heads", "heads_except") and argument:
+        named = [name.strip() for name in argument.split(",")]
+        for name in named:
+            if name not in heads:
+                raise ValueError(f"freeze={setting!r}: there is no task {name!r}; the model has {heads}.")
+        chosen = named if kind == "heads" else [name for name in heads if name not in named]
+        return tuple(f"heads.{name}" for name in chosen)
+    if kind == "lower_layers" and argument.isdecimal():
+        return _lower_modules(model.backbone, int(argument), setting)
+    raise ValueError(
+        f"freeze={setting!r} is not a setting. Use one of 'none', 'all', 'backbone', 'heads:<task>,...', "
+        "'heads_except:<task>', 'lower_layers:<N>'."
+    )
+
+
+def _lower_modules(backbone: PreTrainedModel, count: int, setting: str) -> tuple[str, ...]:
+    found = [
+        (name, module)
+        for name, module in backbone.named_modules()
+        if isinstance(module, nn.ModuleList) and len(module) == backbone.config.num_hidden_layers
+    ]
+    if not found:
+        raise ValueError(
+            f"freeze={setting!r}: backbone {type(backbone).__name__} has no list of "
+            f"{backbone.config.num_hidden_layers} layers (its layers may share weights). Use 'backbone' or 'none'."
+        )
+    layers_name, layers = found[0]
+    if count > len(layers):
+        raise ValueError(f"freeze={setting!r}: backbone {type(backbone).__name__} has only {len(layers)} layers.")
+    below = [name for name, _ in backbone.named_children() if name in _BELOW_THE_LAYERS]
+    return tuple(f"backbone.{name}" for name in [*below, *(f"{layers_name}.{index}" for index in range(count))])

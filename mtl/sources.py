@@ -1,0 +1,119 @@
+"""Where labelled texts come from: the settings of a source, checked."""
+
+import dataclasses
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from mtl.files import READERS
+
+TEXT_COLUMN = "text"
+SPLITS = ("train", "validation", "test")
+
+SPLIT_OF_NAME = {name: name for name in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
+KNOWN_SPLITS = "'train', 'validation' (or 'valid', 'val', 'dev') and 'test'"
+
+
+@dataclass(frozen=True)
+class SourceConfig:
+    """One data set to train on: where it lies, and which of its columns is the text and which label which task.
+
+    Args:
+        path: A local CSV, TSV, JSON, JSONL or Parquet file; a local folder, either with one such file a split
+            (`train.csv`, `dev.csv` ...), or as `save_to_disk` or a clone of a Hub data set leaves it; or, where
+            nothing of that name exists, the name of a data set on the Hub. Give `path` or `files`.
+        files: One local file a split, for example `{"train": "train.csv", "dev": "dev.csv"}`.
+        labels: Column of each task that the source labels.
+        text: Column of the texts.
+        name: Name in messages and in column `source`; by default the last part of the path, without suffix.
+        split_column: Column that says in which split a row is, for a source that is one table.
+        label_separator: What stands between the labels of a multi-label cell, or between the numbers of a regression
+            with several outputs, where the cell is a string.
+        config_name: Configuration of a data set on the Hub, or of a folder.
+        revision: Branch, tag or commit of a data set on the Hub.
+
+    Raises:
+        ValueError: For a value that is empty or of the wrong type, an unknown split name, or settings that exclude
+            each other.
+    """
+
+    path: str | None = None
+    files: Mapping[str, str] | None = None
+    labels: Mapping[str, str] = field(default_factory=dict)
+    text: str = TEXT_COLUMN
+    name: str | None = None
+    split_column: str | None = None
+    label_separator: str | None = None
+    config_name: str | None = None
+    revision: str | None = None
+
+    def __post_init__(self) -> None:
+        """Validates the settings and fills in the name."""
+        if (self.path is None) == (self.files is None):
+            raise ValueError(f"Source {self.name!r}: give `path` or `files`, and not both; found {self._given()}.")
+        if self.files is not None:
+            object.__setattr__(self, "files", self._files_by_split(_strings(self.name, "files", self.files)))
+        elif isinstance(self.path, os.PathLike):
+            object.__setattr__(self, "path", os.fspath(self.path))
+        object.__setattr__(self, "labels", _strings(self.name, "labels", self.labels))
+        for key in ("path", "text", "name", "split_column", "label_separator", "config_name", "revision"):
+            value = getattr(self, key)
+            if not (isinstance(value, str) and value) and not (value is None and key != "text"):
+                raise ValueError(f"Source {self.name!r}: `{key}` must be a non-empty string, found {value!r}.")
+        if self.name is None:
+            object.__setattr__(self, "name", self._default_name())
+
+    def _given(self) -> str:
+        return "both" if self.path is not None else "neither"
+
+    def _files_by_split(self, files: Mapping[str, str]) -> dict[str, str]:
+        for key in ("split_column", "config_name", "revision"):
+            if getattr(self, key) is not None:
+                raise ValueError(f"Source {self.name!r}: `{key}` goes with `path`, not with `files`. Leave it out.")
+        splits: dict[str, str] = {}
+        for key, file in files.items():
+            split = SPLIT_OF_NAME.get(key.lower())
+            if split is None:
+                raise ValueError(f"Source {self.name!r}: `files` has split {key!r}; known are {KNOWN_SPLITS}.")
+            if split in splits:
+                raise ValueError(f"Source {self.name!r}: `files` names split {split!r} twice. Give one file a split.")
+            splits[split] = file
+        return splits
+
+    def _default_name(self) -> str:
+        if self.path is not None:
+            path = Path(self.path)
+            return path.stem if path.suffix.lower() in READERS else path.name or str(path)
+        first = Path(next(iter((self.files or {}).values())))
+        return first.parent.name or first.stem if first.stem.lower() in SPLIT_OF_NAME else first.stem
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "SourceConfig":
+        """Returns the source that a mapping, such as a block of a YAML file, describes.
+
+        Raises:
+            ValueError: For a key that a source does not have (the message names the nearest), and as the class does.
+        """
+        known = [item.name for item in dataclasses.fields(cls)]
+        for key in settings:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
+                hint = f"Did you mean {near[0]!r}?" if near else f"Known are {known}."
+                raise ValueError(f"Source {settings.get('name')!r} has no setting {key!r}. {hint}")
+        return cls(**settings)
+
+
+def _strings(name: str | None, key: str, value: Any) -> dict[str, str]:
+    pairs = value.items() if isinstance(value, Mapping) else [(None, value)]
+    strings: dict[Any, Any] = {k: os.fspath(v) if isinstance(v, os.PathLike) else v for k, v in pairs}
+    if (key == "files" and not strings) or not all(
+        isinstance(item, str) and item for pair in strings.items() for item in pair
+    ):
+        raise ValueError(
+            f"Source {name!r}: `{key}` must map {'splits to paths' if key == 'files' else 'tasks to columns'}, found "
+            f"{value!r}."
+        )
+    return strings

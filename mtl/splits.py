@@ -1,0 +1,113 @@
+"""Which rows train, and which evaluate: a source's own splits, and cuts from train where it has none.
+
+A source's own splits are used as they are. A source with split train but without validation, or without test, has
+the missing one cut from its train; a source without train is left as it is. A cut goes by exact text and by the seed
+alone: all rows of a text fall on one side, whatever the order of the rows. What is cut off in one source leaves train
+in every source that is cut, and texts that stay in the train of a source that is not cut are the last to be cut off.
+Texts that a source's own splits share with train are counted in a warning, and left out of validation and test only if
+asked.
+"""
+
+import hashlib
+import logging
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from mtl.parts import Part
+from mtl.sources import SPLITS, TEXT_COLUMN
+
+logger = logging.getLogger(__name__)
+
+
+def cut_missing_splits(parts: Sequence[Part], fractions: Mapping[str, float], seed: int) -> list[Part]:
+    """Returns the parts, with the splits that a source lacks cut from its train.
+
+    Args:
+        parts: All parts of all sources.
+        fractions: Share of a source's distinct train texts that each of validation and test gets; 0 for no cut.
+        seed: Seed of the cuts.
+
+    Raises:
+        ValueError: If a source has too few distinct texts.
+    """
+    own = {(part.source.name, part.split) for part in parts}
+    lacking = {
+        name: [split for split, share in fractions.items() if share and (name, split) not in own]
+        for name, split in own
+        if split == "train"
+    }
+    held_out = _choose_texts([part for part in parts if part.split == "train"], lacking, fractions, seed)
+    pieces = []
+    for part in parts:
+        pieces += _cut(part, lacking[part.source.name], held_out) if part.split == "train" else [part]
+    for piece in pieces:
+        name, split, rows = piece.source.name, piece.split, f"{len(piece.rows):,}"
+        origin = "as the source has it" if (name, split) in own else f"cut from train with seed {seed}"
+        logger.info("Source %r, split %r: %s rows, %s", name, split, rows, origin)
+    return pieces
+
+
+def check_overlap(splits: Mapping[str, pa.Table], *, drop: bool) -> dict[str, pa.Table]:
+    """Warns of texts of validation and test that are also in train, or leaves their rows out.
+
+    Args:
+        splits: The table of each split, with column `text`.
+        drop: Whether the rows are left out of validation and test.
+
+    Raises:
+        ValueError: If no row of a split would be left.
+    """
+    result = dict(splits)
+    for split in [name for name in splits if name != "train" and "train" in splits]:
+        shared = _is_in(splits[split][TEXT_COLUMN], splits["train"][TEXT_COLUMN])
+        if not shared.any():
+            continue
+        found = f"Split {split!r}: {int(shared.sum()):,} of {len(shared):,} rows have a text that is also in train"
+        if drop and shared.all():
+            raise ValueError(f"{found}, so `drop_overlap: true` leaves none. Give another {split} split.")
+        logger.warning("%s; %s.", found, "they are left out" if drop else "set `drop_overlap: true` to leave them out")
+        if drop:
+            result[split] = splits[split].filter(pa.array(~shared))
+    return result
+
+
+def _choose_texts(
+    trains: Sequence[Part], lacking: Mapping[str | None, Sequence[str]], fractions: Mapping[str, float], seed: int
+) -> dict[str, set[str]]:
+    # Ordered by a hash, and not shuffled, a text falls on the same side in every source.
+    key = str(seed).encode()
+    staying = {text for part in trains if not lacking[part.source.name] for text in part.texts.to_pylist()}
+    held_out: dict[str, set[str]] = {split: set() for split in fractions}
+    for part in trains:
+        texts = pc.unique(part.texts).to_pylist()
+        counts = {split: max(1, round(fractions[split] * len(texts))) for split in lacking[part.source.name]}
+        if sum(counts.values()) >= len(texts):
+            raise ValueError(
+                f"Source {part.source.name!r}: split 'train' has {len(texts)} distinct texts, too few to cut {counts} "
+                "from it. Give these splits, or set their fractions to 0."
+            )
+        texts.sort(key=lambda text: (text in staying, hashlib.blake2b(text.encode(), digest_size=8, key=key).digest()))
+        for split, count in counts.items():
+            held_out[split].update(texts[:count])
+            texts = texts[count:]
+    held_out["validation"] -= held_out["test"]
+    return held_out
+
+
+def _cut(train: Part, wanted: Sequence[str], held_out: Mapping[str, set[str]]) -> list[Part]:
+    if not wanted:
+        return [train]
+    target = np.full(len(train.rows), "train", dtype="U10")
+    for split, texts in held_out.items():
+        # A text that is held out elsewhere never stays in train, even if this source has such a split of its own.
+        target[_is_in(train.texts, pa.array(list(texts), pa.string()))] = split if split in wanted else wanted[0]
+    return [train.filter(target == split, split) for split in SPLITS if (target == split).any()]
+
+
+def _is_in(texts: pa.ChunkedArray, others: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    found = pc.is_in(texts.cast(pa.string()), value_set=others)
+    return found.combine_chunks().to_numpy(zero_copy_only=False)

@@ -1,0 +1,229 @@
+"""`MTLTrainer`: the `Trainer` of transformers, with several tasks, missing labels, and exact normalisation."""
+
+import logging
+import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from torch.utils.data import Dataset, Sampler, SequentialSampler
+from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import TrainOutput
+
+from modeling_mtl import MTLModel, valid_labels
+from mtl.arguments import MTLTrainingArguments
+from mtl.checkpoints import last_complete_checkpoint
+from mtl.collation import MTLCollator
+from mtl.data import label_column
+from mtl.evaluation import EvaluationMetrics
+from mtl.freezing import apply_freezing
+from mtl.weighting import make_weighting
+
+logger = logging.getLogger(__name__)
+
+WEIGHTING_NAME = "weighting.safetensors"
+TRAINING_ARGS_JSON = "training_args.json"
+
+
+class MTLTrainer(Trainer):
+    """Trains an [`MTLModel`] on rows that carry labels for some or all of its tasks.
+
+    The loss of a task is the sum over its valid labels divided by their count in the whole optimizer step, over all
+    micro-batches and ranks, so that how a step is cut into micro-batches does not change its gradient.
+
+    Args:
+        model: The model.
+        args: The settings; `MTLTrainingArguments`.
+        data_collator: Makes batches in which every task has a label tensor; `MTLCollator` if not given.
+        compute_metrics: Metrics of an evaluation; [`EvaluationMetrics`] of the model's tasks if not given.
+        callbacks: Further callbacks.
+        **kwargs: As in `Trainer`: `train_dataset`, `eval_dataset`, `processing_class` (the tokenizer) ...
+
+    Raises:
+        ValueError: If a setting is illegal, or several GPUs would share one process.
+    """
+
+    def __init__(
+        self,
+        model: MTLModel,
+        args: MTLTrainingArguments,
+        *,
+        data_collator: Any = None,
+        compute_metrics: Any = None,
+        callbacks: list[TrainerCallback] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if args.n_gpu > 1:
+            raise ValueError(
+                f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: counts of labels by task do not "
+                "scatter. Launch one process a GPU: `torchrun --nproc_per_node=<N> ...`."
+            )
+        self.tasks = tuple(model.config.tasks)
+        self.freezing = apply_freezing(model, args.freeze)
+        self.weighting = make_weighting(args.weighting, self.tasks).to(args.device)
+        tokenizer = kwargs.setdefault("processing_class", model.tokenizer)
+        callbacks = [*(callbacks or []), _LearnedWeightsCallback(self)]
+        if args.early_stopping_patience is not None:
+            callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+        super().__init__(
+            model,
+            args,
+            data_collator=data_collator or MTLCollator(tokenizer, self.tasks),
+            compute_metrics=compute_metrics or EvaluationMetrics(self.tasks),
+            callbacks=callbacks,
+            **kwargs,
+        )
+        self.loss_is_scaled_for_ga = True
+        self._loss_sums: dict[str, Tensor] = {}
+        self._label_counts: dict[str, Tensor] = {}
+        logger.info("Training in %s on %s.", args.precision_in_use, args.device)
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Trains; arguments as in `Trainer.train`, where `True` resumes from the last complete checkpoint.
+
+        Raises:
+            ValueError: If every parameter is frozen, or there is no complete checkpoint to resume from.
+        """
+        if self.freezing.num_trainable == 0:
+            raise ValueError(
+                f"freeze={self.freezing.setting!r} leaves no parameter to train. Call `evaluate` or `predict` instead, "
+                "or choose a setting that lets something learn, such as 'backbone'."
+            )
+        if resume_from_checkpoint is True:
+            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            if resume_from_checkpoint is None:
+                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir!r} to resume from.")
+        return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def compute_loss(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        return_outputs: bool = False,
+        num_items_in_batch: dict[str, Tensor] | None = None,
+    ) -> Tensor | tuple[Tensor, Any]:
+        """Weighs the task losses of a micro-batch; see `Trainer.compute_loss`."""
+        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
+        counts = num_items_in_batch or self._get_num_items_in_batch([inputs], self.args.device)
+        losses = outputs.task_losses
+        if model.training:
+            self._remember(losses, inputs["labels"], counts)
+            # The ranks' gradients are averaged, but the counts are already those of all ranks.
+            losses = {name: loss * self.accelerator.num_processes for name, loss in losses.items()}
+        share = 1.0 / self.current_gradient_accumulation_steps if model.training else 1.0
+        loss = self.weighting(losses, counts, share)
+        return (loss, outputs) if return_outputs else loss
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
+        """Counts the valid labels of each task in all micro-batches of a step, over all ranks."""
+        if not batch_samples or "labels" not in batch_samples[0]:
+            return None
+        labels = [batch["labels"] for batch in batch_samples]
+        counts = torch.stack([sum(valid_labels(batch[task.name]).sum() for batch in labels) for task in self.tasks])
+        counts = counts.to(device)
+        if self.args.world_size > 1:
+            counts = self.accelerator.reduce(counts, reduction="sum")
+        return {task.name: count for task, count in zip(self.tasks, counts.unbind(), strict=True)}
+
+    def _remember(self, losses: dict[str, Tensor], labels: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
+        for name, loss in losses.items():
+            self._loss_sums[name] = self._loss_sums.get(name, 0.0) + loss.detach() * counts[name].clamp(min=1)
+            self._label_counts[name] = self._label_counts.get(name, 0) + valid_labels(labels[name]).sum()
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Adds to each training log the mean loss of every task since the last one; see `Trainer.log`."""
+        if "loss" in logs and self._loss_sums:
+            names = list(self._loss_sums)
+            sums = torch.stack([self._loss_sums[name] for name in names])
+            counts = torch.stack([self._label_counts[name] for name in names]).to(sums)
+            if self.args.world_size > 1:
+                sums, counts = self.accelerator.reduce((sums, counts), reduction="sum")
+            for name, mean, count in zip(names, (sums / counts).tolist(), counts.tolist(), strict=True):
+                if count > 0:
+                    logs[f"loss_{name}"] = mean
+            if any(True for _ in self.weighting.parameters()):
+                logs.update({f"weight_{name}": weight for name, weight in self.weighting.current_weights().items()})
+            self._loss_sums, self._label_counts = {}, {}
+        super().log(logs, start_time)
+
+    def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
+        """Gives heads and learned task weights their own learning rate; see `Trainer.create_optimizer`."""
+        if self.optimizer is not None:
+            return self.optimizer
+        optimizer = super().create_optimizer(model)
+        head_rate = self.args.head_learning_rate or self.args.learning_rate
+        heads = {
+            id(parameter)
+            for name, parameter in (model or self.model).named_parameters()
+            if name.removeprefix("module.").startswith("heads.")
+        }
+        for group in list(optimizer.param_groups):
+            chosen = [parameter for parameter in group["params"] if id(parameter) in heads]
+            if chosen:
+                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in heads]
+                optimizer.add_param_group({**group, "params": chosen, "lr": head_rate})
+        learned = list(self.weighting.parameters())
+        if learned:
+            optimizer.add_param_group({"params": learned, "lr": head_rate, "weight_decay": 0.0})
+        return optimizer
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        super()._save_optimizer_and_scheduler(output_dir)
+        state = self.weighting.state_dict()
+        if self.args.should_save and state:
+            save_file(state, os.path.join(output_dir, WEIGHTING_NAME))
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        super()._load_optimizer_and_scheduler(checkpoint)
+        if checkpoint is not None and self.weighting.state_dict():
+            self.weighting.load_state_dict(load_file(os.path.join(checkpoint, WEIGHTING_NAME)))
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        super()._save(output_dir, state_dict)
+        if self.args.should_save:
+            folder = Path(output_dir or self.args.output_dir)
+            # The base class pickles the settings; a shared folder is to hold nothing that runs when it is read.
+            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
+            (folder / TRAINING_ARGS_JSON).write_text(self.args.to_json_string() + "\n")
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """Keeps the card that was saved with the model, where the base class would write over it."""
+        if not (Path(self.args.output_dir) / "README.md").exists():
+            super().create_model_card(*args, **kwargs)
+
+    def _set_signature_columns_if_needed(self) -> None:
+        super()._set_signature_columns_if_needed()
+        columns: Iterable[str] = (label_column(task.name) for task in self.tasks)
+        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *columns]))
+
+    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
+        # Under group_by_length the base class shuffles evaluation, and predictions come back in another order.
+        if self.args.world_size <= 1 and hasattr(eval_dataset, "__len__"):
+            return SequentialSampler(eval_dataset)
+        return None
+
+
+class _LearnedWeightsCallback(TrainerCallback):
+    """Averages the gradients of learned task weights over ranks, and clears them after each step.
+
+    They are outside the model, so neither DistributedDataParallel nor `model.zero_grad()` reaches them.
+    """
+
+    def __init__(self, trainer: MTLTrainer) -> None:
+        self.trainer = trainer
+
+    def on_pre_optimizer_step(
+        self, args: MTLTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        for parameter in self.trainer.weighting.parameters():
+            if args.world_size > 1 and parameter.grad is not None:
+                parameter.grad = self.trainer.accelerator.reduce(parameter.grad, reduction="mean")
+
+    def on_optimizer_step(
+        self, args: MTLTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self.trainer.weighting.zero_grad()

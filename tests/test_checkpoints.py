@@ -1,0 +1,65 @@
+"""An interrupted save leaves a checkpoint that is not resumed from."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from mtl.checkpoints import checkpoint_fault, is_whole_safetensors, last_complete_checkpoint
+
+
+def _checkpoint(folder: Path, step: int) -> Path:
+    checkpoint = folder / f"checkpoint-{step}"
+    checkpoint.mkdir()
+    save_file({"weight": torch.zeros(64, 8)}, checkpoint / "model.safetensors")
+    for name in ("optimizer.pt", "scheduler.pt"):
+        (checkpoint / name).write_bytes(b"state")
+    (checkpoint / "trainer_state.json").write_text("{}")
+    return checkpoint
+
+
+def _truncate(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda folder: (folder / "trainer_state.json").unlink(),
+        lambda folder: (folder / "trainer_state.json").write_text('{"epoch": '),
+        lambda folder: (folder / "optimizer.pt").unlink(),
+        lambda folder: (folder / "model.safetensors").unlink(),
+        lambda folder: _truncate(folder / "model.safetensors"),
+        lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 40),
+    ],
+)
+def test_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: Callable[[Path], object]) -> None:
+    whole, damaged = _checkpoint(tmp_path, 9), _checkpoint(tmp_path, 10)
+    assert last_complete_checkpoint(tmp_path) == str(damaged)
+    damage(damaged)
+    assert last_complete_checkpoint(tmp_path) == str(whole)
+
+
+def test_no_checkpoint(tmp_path: Path) -> None:
+    assert last_complete_checkpoint(tmp_path) is None
+    (tmp_path / "checkpoint-best").mkdir()
+    assert last_complete_checkpoint(tmp_path) is None
+
+
+def test_whole_checkpoint_has_no_fault_and_shards_are_checked(tmp_path: Path) -> None:
+    folder = _checkpoint(tmp_path, 1)
+    assert checkpoint_fault(folder) is None
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    index = (
+        '{"weight_map": {"weight": "model-00001-of-00002.safetensors", "bias": "model-00002-of-00002.safetensors"}}'
+    )
+    (folder / "model.safetensors.index.json").write_text(index)
+    assert checkpoint_fault(folder) == "model-00002-of-00002.safetensors is missing or cut off"
+
+
+def test_is_whole_safetensors(tmp_path: Path) -> None:
+    save_file({}, tmp_path / "empty.safetensors")
+    assert is_whole_safetensors(tmp_path / "empty.safetensors")
+    assert not is_whole_safetensors(tmp_path / "none.safetensors")

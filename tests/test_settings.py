@@ -1,0 +1,118 @@
+"""The YAML file, the command line over it, and what is said of a wrong key."""
+
+from pathlib import Path
+
+import pytest
+
+from mtl.settings import parse_settings, resolve_backbone
+
+YAML = """
+tasks:
+  - {name: topic}
+sources:
+  - {path: rows.csv, labels: {topic: topic}}
+learning_rate: 2e-4
+num_train_epochs: 3
+load_best_model_at_end: false
+output_dir: out
+"""
+
+
+@pytest.fixture
+def settings_file(tmp_path: Path) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(YAML)
+    return str(path)
+
+
+def test_file_gives_the_values(settings_file: str) -> None:
+    run, args = parse_settings([settings_file])
+    assert run.tasks == [{"name": "topic"}]
+    assert args.learning_rate == 2e-4  # YAML itself reads 2e-4 as a string.
+    assert args.num_train_epochs == 3
+    assert args.output_dir == "out"
+    assert args.metric_for_best_model == "score"
+    assert args.greater_is_better is True
+
+
+def test_command_line_wins_over_the_file_and_only_where_typed(settings_file: str) -> None:
+    run, args = parse_settings([settings_file, "--learning_rate", "5e-5", "--freeze=backbone", "--max-length", "64"])
+    assert args.learning_rate == 5e-5
+    assert args.freeze == "backbone"
+    assert args.num_train_epochs == 3
+    assert run.max_length == 64
+
+
+def test_command_line_alone() -> None:
+    run, args = parse_settings(
+        ["--tasks", '{"name": "topic", "labels": ["a", "b"]}', "--sources", '{"path": "x.csv"}', "--output_dir", "o"]
+    )
+    assert run.task_configs()[0].labels == ("a", "b")
+    assert run.sources == [{"path": "x.csv"}]
+    assert args.output_dir == "o"
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--learnin_rate", "1"], "'learnin_rate' on the command line. Did you mean 'learning_rate'"),
+        (["--learnin-rate=1"], "Did you mean 'learning_rate'"),
+        (["--learning", "1"], "'learning' on the command line"),
+        (["--xyzzy", "1"], "--help` lists them all"),
+    ],
+)
+def test_misspelt_key_on_the_command_line(settings_file: str, argv: list[str], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        parse_settings([settings_file, *argv])
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("poolin: mean", "There is no setting 'poolin' in .*run.yaml. Did you mean 'pooling'"),
+        ("max_length: long", "max_length='long' does not fit"),
+        ("max_length: 12.5", "max_length must be a int, found 12.5"),
+        ("seed: true", "seed must be a int, found True"),
+        ("precision: fp8", "precision 'fp8' is unknown"),
+        ("label_smoothing_factor: 0.1", "label_smoothing_factor=0.1 is not supported"),
+    ],
+)
+def test_faults_of_the_file(settings_file: str, line: str, message: str) -> None:
+    path = Path(settings_file)
+    path.write_text(f"{YAML}{line}\n")
+    with pytest.raises(ValueError, match=message):
+        parse_settings([settings_file])
+
+
+def test_misspelt_key_of_a_task(settings_file: str) -> None:
+    path = Path(settings_file)
+    path.write_text(YAML.replace("{name: topic}", "{name: topic, lables: [a, b]}"))
+    run, _ = parse_settings([settings_file])
+    with pytest.raises(ValueError, match="'lables' of task 'topic'. Did you mean 'labels'"):
+        run.task_configs()
+
+
+def test_no_file_and_no_mapping(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError, match="There is no settings file"):
+        parse_settings([str(tmp_path / "none.yaml")])
+    (tmp_path / "list.yaml").write_text("- a\n")
+    with pytest.raises(ValueError, match="expected `key: value` lines, found list"):
+        parse_settings([str(tmp_path / "list.yaml")])
+
+
+def test_tasks_and_sources_are_needed() -> None:
+    with pytest.raises(ValueError, match="No tasks are given"):
+        parse_settings(["--output_dir", "o"])
+
+
+def test_embedded_backbone_is_a_folder_and_other_names_stay() -> None:
+    assert (Path(resolve_backbone("embedded")) / "model.safetensors").is_file()
+    assert resolve_backbone("distilbert/distilbert-base-uncased") == "distilbert/distilbert-base-uncased"
+
+
+@pytest.mark.parametrize(
+    "path", sorted(Path(__file__).parent.parent.glob("configs/*.yaml")), ids=lambda path: path.stem
+)
+def test_every_ready_made_config_parses(path: Path) -> None:
+    run, _ = parse_settings([str(path)])
+    assert run.task_configs()

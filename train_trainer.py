@@ -1,0 +1,214 @@
+"""Trains, measures and saves a multi-task sentence transformer: `python train_trainer.py configs/vader.yaml`.
+
+Settings come from a YAML file and from `--key value` on the command line, which wins.
+"""
+
+import dataclasses
+import json
+import logging
+import shlex
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import DatasetDict
+from transformers import AutoConfig, set_seed
+from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
+from transformers.utils import logging as transformers_logging
+
+from configuration_mtl import MTLConfig, TaskConfig
+from modeling_mtl import MTLModel
+from mtl.arguments import MTLTrainingArguments
+from mtl.card import build_card
+from mtl.checkpoints import last_complete_checkpoint
+from mtl.console import ProgressReport, metrics_table, sample_lines, true_labels
+from mtl.data import SourceConfig, load_sources, tokenize_splits
+from mtl.evaluation import EvaluationResult, evaluate_split
+from mtl.report import build_report, write_report
+from mtl.settings import (
+    EMBEDDED_BACKBONE,
+    EMBEDDED_BACKBONE_NAME,
+    RunSettings,
+    parse_settings,
+    resolve_backbone,
+)
+from mtl.trainer import MTLTrainer
+
+logger = logging.getLogger("train_trainer")
+
+RELATED = ("The battery lasts all day.", "I can use it from morning to night on one charge.")
+UNRELATED = ("The battery lasts all day.", "The senate rejected the bill on Tuesday.")
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's parts, ready to train.
+
+    Args:
+        trainer: The trainer, with model and data.
+        splits: The tokenised splits.
+        tasks: The tasks, with their labels.
+        truncated: Count of texts cut at the limit, by split.
+    """
+
+    trainer: MTLTrainer
+    splits: DatasetDict
+    tasks: tuple[TaskConfig, ...]
+    truncated: dict[str, int]
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs from settings to the saved, measured model; returns the report."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    settings, args = parse_settings(argv)
+    _set_up_logging(args)
+    set_seed(args.seed)  # The fresh heads are drawn before the trainer sets the seed.
+    run = prepare(settings, args)
+    training = train(run, args)
+    results = [
+        evaluate_split(run.trainer, run.splits[split], split, run.tasks)
+        for split in ("validation", "test")
+        if split in run.splits
+    ]
+    report = build_report(
+        run.trainer,
+        settings=_as_settings(settings, args),
+        data={"rows": {name: len(split) for name, split in run.splits.items()}, "truncated": run.truncated},
+        training=training,
+        results=results,
+    )
+    if run.trainer.is_world_process_zero():
+        show(run, results, settings.num_samples)
+        save(run, settings, report, results, command=shlex.join(["python", "train_trainer.py", *argv]))
+        if args.push_to_hub:
+            run.trainer.push_to_hub(commit_message="Upload model, card and report")
+    return report
+
+
+def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
+    """Loads the data and the model and puts them into a trainer."""
+    path = resolve_backbone(settings.backbone)
+    base_dir = Path(settings.data_dir) if settings.data_dir is not None else Path()
+    splits, tasks = load_sources(
+        [SourceConfig.from_dict(source) for source in settings.sources],
+        settings.task_configs(),
+        base_dir=base_dir,
+        seed=args.seed,
+        validation_fraction=settings.validation_fraction,
+        test_fraction=settings.test_fraction,
+        drop_empty=settings.drop_empty,
+        drop_overlap=settings.drop_overlap,
+    )
+    model = load_model(settings, path, tasks)
+    splits, truncated = tokenize_splits(splits, model.tokenizer, max_length=settings.max_length, keep_text=True)
+    trainer = MTLTrainer(
+        model,
+        args,
+        train_dataset=splits["train"] if "train" in splits else None,
+        eval_dataset=splits["validation"] if "validation" in splits else None,
+    )
+    if not args.disable_tqdm:
+        _replace_progress(trainer, tasks)
+    return Run(trainer, splits, tasks, truncated)
+
+
+def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) -> MTLModel:
+    """Loads a saved multi-task model with the same tasks, or puts fresh heads on a plain encoder.
+
+    Raises:
+        ValueError: If a saved model has other tasks than the settings.
+    """
+    hub = {"revision": settings.backbone_revision, "trust_remote_code": settings.trust_remote_code}
+    config = AutoConfig.from_pretrained(path, **hub)
+    if config.model_type == MTLConfig.model_type:
+        model = MTLModel.from_pretrained(path, revision=settings.backbone_revision or "main")
+        saved = {task.name: task.id2label for task in model.config.tasks}
+        wanted = {task.name: task.id2label for task in tasks}
+        if saved != wanted:
+            raise ValueError(f"The model {path!r} has the tasks and labels {saved}, the settings ask for {wanted}.")
+        return model
+    return MTLModel.from_backbone(
+        path,
+        tasks=tasks,
+        backbone_dropout=settings.backbone_dropout,
+        pooling=settings.pooling,
+        normalize_for_heads=settings.normalize_for_heads,
+        head_dropout=settings.head_dropout,
+        max_seq_length=settings.max_length,
+        **hub,
+    )
+
+
+def train(run: Run, args: MTLTrainingArguments) -> dict[str, Any]:
+    """Trains, from the last complete checkpoint if asked to; without anything to train, only says so."""
+    if run.trainer.freezing.num_trainable == 0:
+        logger.warning("%s: nothing trains, the model is only evaluated.", run.trainer.freezing.setting)
+        return {}
+    resume = args.resume_from_checkpoint
+    if resume in ("true", "True", "last"):
+        resume = last_complete_checkpoint(args.output_dir)
+        logger.info("Resuming from %s.", resume or "the start: there is no complete checkpoint yet")
+    started = time.perf_counter()
+    output = run.trainer.train(resume_from_checkpoint=resume)
+    return {**output.metrics, "steps": output.global_step, "wall_seconds": round(time.perf_counter() - started, 1)}
+
+
+def show(run: Run, results: Sequence[EvaluationResult], num_samples: int) -> None:
+    """Prints the results, some predictions by name, and what similarity looks like."""
+    model = run.trainer.model
+    for result in results:
+        print(metrics_table(f"\n{result.split}: score {result.score:.4f}, {result.num_rows:,} rows", result.metrics))
+    split = results[-1].split if results else "train"
+    count = min(num_samples, len(run.splits[split]))
+    rows = run.splits[split].shuffle(seed=run.trainer.args.seed).select(range(count))
+    print(f"\n{count} sentences of {split}:")
+    print(sample_lines(model, rows["text"], [true_labels(row, run.tasks) for row in rows]))
+    print("\nCosine similarity of the embeddings:")
+    for kind, pair in (("related", RELATED), ("unrelated", UNRELATED)):
+        first, second = model.encode(list(pair))
+        print(f"  {kind:<10} {float(first @ second):+.3f}  {pair[0]!r} / {pair[1]!r}")
+
+
+def save(
+    run: Run, settings: RunSettings, report: dict[str, Any], results: Sequence[EvaluationResult], *, command: str
+) -> None:
+    """Writes the model, `report.json` and the model card with the figures."""
+    output = Path(run.trainer.args.output_dir)
+    run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
+    write_report(report, output / "report.json")
+    embedded = settings.backbone == EMBEDDED_BACKBONE
+    card = build_card(
+        run.trainer.model.config,
+        name=run.trainer.args.hub_model_id or output.name,
+        base_model=EMBEDDED_BACKBONE_NAME if embedded else settings.backbone,
+        datasets=[SourceConfig.from_dict(source).name for source in settings.sources],
+        results=results,
+        report=report,
+        command=command,
+    )
+    card.save(output / "README.md")
+    print(f"\nSaved to {output}: the model with its code, report.json, and the card in README.md.")
+
+
+def _set_up_logging(args: MTLTrainingArguments) -> None:
+    logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    for name in ("train_trainer", "mtl"):
+        logging.getLogger(name).setLevel(args.get_process_log_level() if args.log_level != "passive" else logging.INFO)
+    transformers_logging.set_verbosity_error()  # Its load report lists the pooler that is left out on purpose.
+
+
+def _as_settings(settings: RunSettings, args: MTLTrainingArguments) -> dict[str, Any]:
+    # The token, if there is one, is masked by `to_sanitized_dict`'s source, `to_dict`.
+    return {**json.loads(args.to_json_string()), **dataclasses.asdict(settings)}
+
+
+def _replace_progress(trainer: MTLTrainer, tasks: Sequence[TaskConfig]) -> None:
+    trainer.remove_callback(DEFAULT_PROGRESS_CALLBACK)
+    trainer.add_callback(ProgressReport(tasks))
+
+
+if __name__ == "__main__":
+    main()
