@@ -107,8 +107,8 @@ def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
     trainer = MTLTrainer(
         model,
         args,
-        train_dataset=splits["train"] if "train" in splits else None,
-        eval_dataset=splits["validation"] if "validation" in splits else None,
+        train_dataset=splits.get("train"),
+        eval_dataset=splits.get("validation"),
     )
     if not args.disable_tqdm:
         _replace_progress(trainer, tasks)

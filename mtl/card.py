@@ -5,14 +5,9 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from configuration_mtl import MULTI_LABEL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
+from configuration_mtl import MTLConfig, TaskConfig
 from mtl.evaluation import EvaluationResult
 
-_HUB_TASK = {
-    SINGLE_LABEL: "text-classification",
-    MULTI_LABEL: "text-classification",
-    REGRESSION: "text-classification",
-}
 # The Hub's names of metrics, where they differ from ours.
 _HUB_METRIC = {"pearson": "pearsonr", "spearman": "spearmanr", "rmse": "rmse", "f1_macro": "f1", "f1_micro": "f1"}
 
@@ -71,7 +66,7 @@ def _eval_results(config: MTLConfig, datasets: Sequence[str], result: Evaluation
                 continue
             entries.append(
                 EvalResult(
-                    task_type=_HUB_TASK[task.problem_type],
+                    task_type="text-classification",  # The Hub has no type for regression on text.
                     task_name=task.name,
                     dataset_type=datasets[0],
                     dataset_name=", ".join(datasets),
@@ -85,7 +80,9 @@ def _eval_results(config: MTLConfig, datasets: Sequence[str], result: Evaluation
 
 
 def _task_row(task: TaskConfig) -> str:
-    names = list(task.id2label.values())
+    names = list(task.labels or [])
+    if not names:
+        return f"| `{task.name}` | {task.problem_type} | {task.num_labels} | {task.weight} |"
     shown = ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "")
     return f"| `{task.name}` | {task.problem_type} | {shown} | {task.weight} |"
 

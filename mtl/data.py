@@ -163,8 +163,8 @@ def _tokenize(texts: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: in
     # data set that is in memory. So both the key and the file are chosen here.
     digest = hashlib.blake2b(digest_size=16)
     digest.update(json.dumps([_CACHE_VERSION, tokenizer_key, max_length]).encode())
-    for text in texts[TEXT_COLUMN]:
-        digest.update(json.dumps(text).encode())
+    for batch in texts.iter(batch_size=1000):
+        digest.update(json.dumps(batch[TEXT_COLUMN]).encode())
     folder = Path(datasets_config.HF_DATASETS_CACHE) / "mtl"
     folder.mkdir(parents=True, exist_ok=True)
     fingerprint = digest.hexdigest()

@@ -122,8 +122,13 @@ def _read_folder(source: SourceConfig, folder: Path) -> dict[str, Table]:
     by_split = [file for file in files if file.stem.lower() in SPLIT_OF_NAME]
     # Read by ourselves where it can be: `datasets` takes the cells `NA`, `null` and `None` of a CSV file for missing.
     if by_split and source.config_name is None:
-        splits = SourceConfig(name=source.name, files={file.stem: str(file) for file in by_split}).files or {}
-        return {split: _read_file(source, Path(file)) for split, file in splits.items()}
+        splits = {SPLIT_OF_NAME[file.stem.lower()]: file for file in by_split}
+        if len(splits) < len(by_split):
+            raise ValueError(
+                f"Source {source.name!r}: folder {str(folder)!r} has several files for one split: "
+                f"{[file.name for file in by_split]}. Name the right ones in `files`."
+            )
+        return {split: _read_file(source, file) for split, file in splits.items()}
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return _from_datasets(source, load_from_disk(str(folder)))
     return _read_with_datasets(source, str(folder))

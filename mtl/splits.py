@@ -46,7 +46,9 @@ def cut_missing_splits(parts: Sequence[Part], fractions: Mapping[str, float], se
         pieces += _cut(part, lacking[part.source.name], held_out) if part.split == "train" else [part]
     for piece in pieces:
         name, split, rows = piece.source.name, piece.split, f"{len(piece.rows):,}"
-        origin = "as the source has it" if (name, split) in own else f"cut from train with seed {seed}"
+        origin = "the source's own" if (name, split) in own else f"cut from train with seed {seed}"
+        if split == "train" and lacking[name]:
+            origin = f"what is left of train without {' and '.join(lacking[name])}"
         logger.info("Source %r, split %r: %s rows, %s", name, split, rows, origin)
     return pieces
 

@@ -90,8 +90,8 @@ class MTLTrainer(Trainer):
         """
         if self.freezing.num_trainable == 0:
             raise ValueError(
-                f"freeze={self.freezing.setting!r} leaves no parameter to train. Call `evaluate` or `predict` instead, "
-                "or choose a setting that lets something learn, such as 'backbone'."
+                f"freeze={self.freezing.setting!r} leaves no parameter to train. Call `evaluate` or `predict` "
+                "instead, or choose a setting that lets something learn, such as 'backbone'."
             )
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)

@@ -1,0 +1,123 @@
+"""What a strategy freezes stays bit-equal in training, and nothing else does."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import MakeModel
+from datasets import DatasetDict
+
+from configuration_mtl import TaskConfig
+from mtl.arguments import MTLTrainingArguments
+from mtl.freezing import apply_freezing
+from mtl.trainer import MTLTrainer
+
+Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
+
+# Which parameters a setting freezes, said by name and apart from the code under test.
+STRATEGIES: dict[str, Callable[[str], bool]] = {
+    "none": lambda name: False,
+    "backbone": lambda name: name.startswith("backbone."),
+    "heads:topic": lambda name: name.startswith("heads.topic."),
+    "heads_except:sentiment": lambda name: name.startswith("heads.") and not name.startswith("heads.sentiment."),
+    "lower_layers:1": lambda name: name.startswith(("backbone.embeddings.", "backbone.encoder.layer.0.")),
+    "lower_layers:0": lambda name: name.startswith("backbone.embeddings."),
+}
+
+
+@pytest.mark.parametrize("setting", STRATEGIES)
+def test_frozen_parameters_stay_and_the_others_change(
+    setting: str, tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    model = tiny_model()
+    before = {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+    args = MTLTrainingArguments(
+        output_dir=str(tmp_path), freeze=setting, max_steps=3, learning_rate=1e-2, disable_tqdm=True, use_cpu=True
+    )
+    trainer = MTLTrainer(model, args, train_dataset=toy_splits[0]["train"])
+    trainer.train()
+    for name, parameter in model.named_parameters():
+        is_same = torch.equal(parameter, before[name])
+        assert is_same == STRATEGIES[setting](name), name
+
+
+@pytest.mark.parametrize("setting", STRATEGIES)
+def test_counts_and_log(setting: str, tiny_model: MakeModel, caplog: pytest.LogCaptureFixture) -> None:
+    model = tiny_model()
+    with caplog.at_level("INFO", "mtl.freezing"):
+        freezing = apply_freezing(model, setting)
+    expected = sum(p.numel() for name, p in model.named_parameters() if not STRATEGIES[setting](name))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    assert (freezing.num_trainable, freezing.num_total) == (expected, total)
+    assert f"{expected:,} of {total:,} parameters train" in caplog.text
+
+
+def test_frozen_modules_have_no_dropout_while_the_rest_trains(tiny_model: MakeModel) -> None:
+    model = tiny_model()
+    apply_freezing(model, "lower_layers:1")
+    model.train()
+    lower, upper = model.backbone.encoder.layer[0], model.backbone.encoder.layer[1]
+    assert not any(module.training for module in [*model.backbone.embeddings.modules(), *lower.modules()])
+    assert all(module.training for module in [*upper.modules(), *model.heads.modules()])
+
+
+def test_a_new_setting_takes_the_old_ones_place(tiny_model: MakeModel) -> None:
+    model = tiny_model()
+    apply_freezing(model, "backbone")
+    apply_freezing(model, "none")
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model.train()
+    assert all(module.training for module in model.modules())
+
+
+def test_all_refuses_to_train_but_evaluates(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    args = MTLTrainingArguments(output_dir=str(tmp_path), freeze="all", disable_tqdm=True, use_cpu=True)
+    trainer = MTLTrainer(
+        tiny_model(), args, train_dataset=toy_splits[0]["train"], eval_dataset=toy_splits[0]["validation"]
+    )
+    with pytest.raises(ValueError, match="freeze='all' leaves no parameter to train"):
+        trainer.train()
+    assert trainer.evaluate()["eval_topic_support"] > 0
+
+
+@pytest.mark.parametrize(
+    "model_type", ["bert", "distilbert", "modernbert", "roberta", "mpnet", "deberta-v2", "electra"]
+)
+def test_lower_layers_of_every_backbone(model_type: str, tiny_model: MakeModel) -> None:
+    model = tiny_model(model_type)
+    freezing = apply_freezing(model, "lower_layers:1")
+    assert not any(parameter.requires_grad for parameter in model.get_input_embeddings().parameters())
+    layers = {
+        name: module
+        for name, module in model.named_modules()
+        if name.endswith(("layer.0", "layers.0", "layer.1", "layers.1"))
+    }
+    lowest = [module for name, module in layers.items() if name.endswith("0")]
+    upper = [module for name, module in layers.items() if name.endswith("1")]
+    assert len(lowest) == len(upper) == 1
+    assert not any(parameter.requires_grad for parameter in lowest[0].parameters())
+    assert all(parameter.requires_grad for parameter in upper[0].parameters())
+    assert 0 < freezing.num_trainable < freezing.num_total
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ("backbones", "freeze='backbones' is not a setting"),
+        ("backbone:1", "is not a setting"),
+        ("heads:", "is not a setting"),
+        ("heads:topik", "there is no task 'topik'; the model has"),
+        ("heads_except:topik", "there is no task 'topik'"),
+        ("lower_layers:x", "is not a setting"),
+        ("lower_layers:3", "has only 2 layers"),
+    ],
+)
+def test_illegal_settings(setting: str, message: str, tiny_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match=message):
+        apply_freezing(tiny_model(), setting)
+
+
+def test_layers_that_share_weights_are_refused(tiny_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="AlbertModel has no list of 2 layers"):
+        apply_freezing(tiny_model("albert"), "lower_layers:1")

@@ -1,0 +1,323 @@
+"""Normalisation, logs, selection and resumption of the trainer, on tiny random models."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import MakeModel
+from datasets import DatasetDict
+from torch import Tensor
+from transformers import TrainerCallback
+
+from configuration_mtl import TaskConfig
+from modeling_mtl import MTLModel, summed_loss, valid_labels
+from mtl.arguments import MTLTrainingArguments
+from mtl.evaluation import evaluate_split
+from mtl.trainer import WEIGHTING_NAME, MTLTrainer
+
+Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
+
+
+def _args(folder: Path, **settings: Any) -> MTLTrainingArguments:
+    values: dict[str, Any] = {"max_steps": 4, "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no"}
+    return MTLTrainingArguments(output_dir=str(folder), disable_tqdm=True, use_cpu=True, **{**values, **settings})
+
+
+class _Gradients(TrainerCallback):
+    """Keeps the gradients of the first step."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not self.first:
+            model = kwargs["model"]
+            self.first = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+
+def _first_gradients(model: MTLModel, splits: DatasetDict, folder: Path, **settings: Any) -> dict[str, Tensor]:
+    gradients = _Gradients()
+    args = _args(folder, max_steps=1, max_grad_norm=0.0, train_sampling_strategy="sequential", **settings)
+    MTLTrainer(model, args, train_dataset=splits["train"], callbacks=[gradients]).train()
+    return gradients.first
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
+def test_accumulation_does_not_change_the_gradient(
+    weighting: str, tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    splits, tasks = toy_splits
+    # Without dropout, whose draws depend on the cut; labels are missing unevenly among the micro-batches.
+    settings = {"head_dropout": 0.0}
+    results = []
+    for batch_size, steps in ((8, 1), (1, 8), (4, 2)):
+        model = tiny_model(tasks=tasks, **settings)
+        model.eval()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        model.backbone.config.attention_probs_dropout_prob = 0.0
+        results.append(
+            _first_gradients(
+                model,
+                splits,
+                tmp_path,
+                weighting=weighting,
+                per_device_train_batch_size=batch_size,
+                gradient_accumulation_steps=steps,
+            )
+        )
+    for other in results[1:]:
+        assert other.keys() == results[0].keys()
+        for name, gradient in results[0].items():
+            # Sums of float32 in another order.
+            torch.testing.assert_close(other[name], gradient, rtol=1e-4, atol=2e-6)
+
+
+def test_gradient_is_that_of_the_mean_over_valid_labels(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    splits, tasks = toy_splits
+    model = tiny_model(tasks=tasks, head_dropout=0.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    trainer = MTLTrainer(model, _args(tmp_path), train_dataset=splits["train"])
+    batch = trainer.data_collator([splits["train"][row] for row in range(8)])
+    reference = tiny_model(tasks=tasks, head_dropout=0.0).eval()
+    logits = reference(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+    loss = sum(
+        summed_loss(task.problem_type, logits[task.name], batch["labels"][task.name])
+        / valid_labels(batch["labels"][task.name]).sum()
+        for task in tasks
+    )
+    loss.backward()
+    found = _first_gradients(model, splits, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
+    for name, parameter in reference.named_parameters():
+        torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=2e-6)
+
+
+def test_log_has_every_task_and_adds_up(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    tasks = (TaskConfig("topic", labels=tasks[0].labels, weight=3.0), *tasks[1:])
+    args = _args(tmp_path, per_device_train_batch_size=16, max_steps=4)
+    trainer = MTLTrainer(tiny_model(tasks=tasks), args, train_dataset=splits["train"])
+    trainer.train()
+    logs = [entry for entry in trainer.state.log_history if "loss" in entry]
+    assert len(logs) == 4
+    for entry in logs:
+        total = sum(task.weight * entry[f"loss_{task.name}"] for task in tasks)
+        assert entry["loss"] == pytest.approx(total, rel=1e-5)
+
+
+def test_logged_task_loss_is_the_mean_over_labels_and_not_over_steps(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    splits, tasks = toy_splits
+    args = _args(tmp_path, learning_rate=0.0, per_device_train_batch_size=3, max_steps=22, logging_steps=22)
+    model = tiny_model(tasks=tasks, head_dropout=0.0)
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    trainer = MTLTrainer(model, args, train_dataset=splits["train"], eval_dataset=splits["train"])
+    trainer.train()  # With learning rate 0, one epoch over the 64 rows.
+    logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    evaluated = trainer.evaluate()
+    for task in tasks:
+        assert logged[f"loss_{task.name}"] == pytest.approx(evaluated[f"eval_{task.name}_loss"], rel=1e-4)
+
+
+def test_evaluation_is_exact_whatever_the_batch_size(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    splits, tasks = toy_splits
+    found = []
+    for batch_size in (1, 7, 64):
+        args = _args(tmp_path, per_device_eval_batch_size=batch_size)
+        trainer = MTLTrainer(tiny_model(tasks=tasks), args, eval_dataset=splits["validation"])
+        metrics = trainer.evaluate()
+        clock = ("runtime", "per_second", "preparation_time")
+        found.append({key: value for key, value in metrics.items() if not key.endswith(clock)})
+    for other in found[1:]:
+        assert other == pytest.approx(found[0], rel=1e-4, nan_ok=True)
+    primary = ["topic_accuracy", "sentiment_accuracy", "tags_f1_micro", "valence_pearson"]
+    assert found[0]["eval_score"] == pytest.approx(np.mean([found[0][f"eval_{name}"] for name in primary]))
+
+
+def test_predictions_keep_the_order_of_the_rows(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    args = _args(tmp_path, train_sampling_strategy="group_by_length", per_device_eval_batch_size=4)
+    model = tiny_model(tasks=tasks)
+    trainer = MTLTrainer(model, args, train_dataset=splits["train"])
+    dataset = splits["train"].shuffle(seed=3)
+    result = evaluate_split(trainer, dataset, "test", tasks)
+    for row in (0, 11, 39):
+        batch = trainer.data_collator([dataset[row]])
+        with torch.no_grad():
+            logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        for task in tasks:
+            np.testing.assert_allclose(result.logits[task.name][row], logits[task.name][0], atol=1e-5)
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_model_learns_and_the_best_by_score_is_kept(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    args = _args(
+        tmp_path,
+        max_steps=-1,
+        num_train_epochs=12,
+        per_device_train_batch_size=8,
+        learning_rate=5e-3,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+    )
+    trainer = MTLTrainer(
+        tiny_model(tasks=tasks), args, train_dataset=splits["train"], eval_dataset=splits["validation"]
+    )
+    before = trainer.evaluate()["eval_score"]
+    trainer.train()
+    scores = [entry["eval_score"] for entry in trainer.state.log_history if "eval_score" in entry][1:]
+    assert trainer.state.best_metric == max(scores)
+    assert trainer.evaluate()["eval_score"] == pytest.approx(max(scores))
+    assert max(scores) > before + 0.3
+
+
+def test_early_stopping_watches_the_score(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    args = _args(
+        tmp_path,
+        max_steps=40,
+        learning_rate=0.0,  # Nothing changes, so no evaluation after the first is better.
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        load_best_model_at_end=True,
+        early_stopping_patience=3,
+    )
+    trainer = MTLTrainer(
+        tiny_model(tasks=tasks), args, train_dataset=splits["train"], eval_dataset=splits["validation"]
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2 * (1 + 3)
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
+def test_resuming_equals_the_unbroken_run(
+    weighting: str, tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    splits, tasks = toy_splits
+    settings = {
+        "weighting": weighting,
+        "max_steps": 10,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 5,  # In the middle of the first epoch of 8 steps.
+        "train_sampling_strategy": "group_by_length",
+        "head_learning_rate": 2e-2,
+    }
+    model = tiny_model(tasks=tasks)
+    unbroken = MTLTrainer(model, _args(tmp_path, **settings), train_dataset=splits["train"])
+    unbroken.train()
+    (tmp_path / "checkpoint-10" / "trainer_state.json").unlink()  # As an interrupted save would leave it.
+    resumed = MTLTrainer(tiny_model(tasks=tasks), _args(tmp_path, **settings), train_dataset=splits["train"])
+    resumed.train(resume_from_checkpoint=True)
+    for name, parameter in resumed.model.state_dict().items():
+        assert torch.equal(parameter, model.state_dict()[name]), name
+    for name, value in resumed.weighting.state_dict().items():
+        assert torch.equal(value, unbroken.weighting.state_dict()[name]), name
+        assert not torch.equal(value, torch.zeros_like(value))
+    assert (tmp_path / "checkpoint-5" / WEIGHTING_NAME).exists() == (weighting == "uncertainty")
+    keys = ("loss", "grad_norm", "loss_topic")
+    logs = [
+        [{key: entry[key] for key in keys} for entry in run.state.log_history if "loss" in entry]
+        for run in (unbroken, resumed)
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_learned_weights_step_once_a_step(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    args = _args(
+        tmp_path, weighting="uncertainty", max_steps=3, optim="sgd", lr_scheduler_type="constant", learning_rate=0.1
+    )
+    trainer = MTLTrainer(tiny_model(tasks=tasks), args, train_dataset=splits["train"])
+    seen: list[Tensor] = []
+
+    class Watch(TrainerCallback):
+        def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            seen.append(trainer.weighting.log_variance.grad.clone())
+
+    trainer.add_callback(Watch())
+    trainer.train()
+    # SGD: the parameter is minus the rate times the sum of the gradients of each step alone.
+    torch.testing.assert_close(trainer.weighting.log_variance.detach(), -0.1 * torch.stack(seen).sum(0))
+    assert any(f"weight_{tasks[0].name}" in entry for entry in trainer.state.log_history)
+
+
+def test_heads_have_their_own_learning_rate(tiny_model: MakeModel, tmp_path: Path) -> None:
+    model = tiny_model()
+    trainer = MTLTrainer(model, _args(tmp_path, learning_rate=1e-4, head_learning_rate=1e-3))
+    optimizer = trainer.create_optimizer()
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    assert len(rates) == sum(1 for _ in model.parameters())
+    for name, parameter in model.named_parameters():
+        assert rates[id(parameter)] == (1e-3 if name.startswith("heads.") else 1e-4)
+    assert decays[id(model.heads["topic"].out_proj.bias)] == 0.0
+
+
+def test_batch_without_any_label_of_a_task(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    rows = splits["train"].filter(lambda row: math.isnan(row["label_valence"]))
+    assert len(rows) > 4
+    model = tiny_model(tasks=tasks)
+    gradients = _first_gradients(model, DatasetDict(train=rows), tmp_path, per_device_train_batch_size=4)
+    assert torch.count_nonzero(gradients["heads.valence.out_proj.weight"]) == 0
+    assert torch.count_nonzero(gradients["heads.topic.out_proj.weight"]) > 0
+    assert all(torch.isfinite(gradient).all() for gradient in gradients.values())
+
+
+def test_bf16_autocast_trains_with_a_float32_loss(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    args = _args(tmp_path, precision="bf16", max_steps=2)
+    trainer = MTLTrainer(
+        tiny_model(tasks=tasks), args, train_dataset=splits["train"], eval_dataset=splits["validation"]
+    )
+    assert trainer.args.precision_in_use == "bf16 autocast"
+    trainer.train()
+    batch = trainer._prepare_inputs(trainer.data_collator([splits["train"][row] for row in range(4)]))
+    with trainer.accelerator.autocast():
+        loss, outputs = trainer.compute_loss(trainer.model, batch, return_outputs=True)
+    assert loss.dtype == torch.float32
+    assert {logits.dtype for logits in outputs.logits.values()} == {torch.float32}
+    assert math.isfinite(trainer.evaluate()["eval_loss"])
+
+
+@pytest.mark.parametrize("fast", [True, False])
+def test_auto_precision_follows_the_processor(fast: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("mtl.arguments.has_fast_bf16", lambda use_cpu: fast)
+    assert _args(tmp_path).precision_in_use == ("bf16 autocast" if fast else "fp32")
+    assert _args(tmp_path, precision="fp32").precision_in_use == "fp32"
+
+
+def test_saved_folder_holds_no_pickle(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    trainer = MTLTrainer(tiny_model(), _args(tmp_path), train_dataset=toy_splits[0]["train"])
+    trainer.save_model()
+    names = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "training_args.json"} <= names
+    assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl", ".pth"))}
+    assert json.loads((tmp_path / "training_args.json").read_text())["learning_rate"] == 1e-2
+
+
+def test_nothing_to_resume_from(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    trainer = MTLTrainer(tiny_model(), _args(tmp_path / "new"), train_dataset=toy_splits[0]["train"])
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
