@@ -68,6 +68,8 @@ def _eval_results(config: MTLConfig, datasets: Sequence[str], result: Evaluation
                 EvalResult(
                     task_type="text-classification",  # The Hub has no type for regression on text.
                     task_name=task.name,
+                    # The Hub's reader joins results of one task type and data set unless their configuration differs.
+                    dataset_config=task.name,
                     dataset_type=datasets[0],
                     dataset_name=", ".join(datasets),
                     dataset_split=result.split,

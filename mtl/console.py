@@ -108,5 +108,6 @@ def true_labels(row: Mapping[str, Any], tasks: Sequence[TaskConfig]) -> dict[str
             names = [task.id2label[index] for index, cell in enumerate(value) if cell == 1.0]
             texts[task.name] = "-" if all(map(math.isnan, value)) else ", ".join(names) or "none"
         else:
-            texts[task.name] = f"{value:.2f}" if isinstance(value, float) else str(value)
+            numbers = value if isinstance(value, list) else [value]
+            texts[task.name] = ", ".join("-" if math.isnan(number) else f"{number:.2f}" for number in numbers)
     return texts

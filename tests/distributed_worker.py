@@ -1,0 +1,86 @@
+"""Trains a tiny model for a few steps and writes its weights and log; run alone, or by torchrun on several ranks."""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, models
+from transformers import BertConfig, PreTrainedTokenizerFast, set_seed
+
+from configuration_mtl import IGNORE_INDEX, REGRESSION, MTLConfig, TaskConfig
+from modeling_mtl import MTLModel
+from mtl.arguments import MTLTrainingArguments
+from mtl.data import label_column
+from mtl.trainer import MTLTrainer
+
+TASKS = (TaskConfig("topic", num_labels=3), TaskConfig("valence", REGRESSION, weight=0.5))
+
+
+def make_rows(count: int) -> Dataset:
+    """Returns rows of random tokens; labels are missing unevenly, so that ranks hold different numbers of them."""
+    generator = torch.Generator().manual_seed(0)
+    rows = []
+    for number in range(count):
+        length = int(torch.randint(3, 12, (), generator=generator))
+        has_topic, has_valence = number % 8 < 5, number % 3 == 0
+        rows.append(
+            {
+                "input_ids": torch.randint(1, 50, (length,), generator=generator).tolist(),
+                label_column("topic"): number % 3 if has_topic else IGNORE_INDEX,
+                label_column("valence"): float(number % 5) if has_valence else float("nan"),
+            }
+        )
+    return Dataset.from_list(rows)
+
+
+def main() -> None:
+    """Trains and writes `weights.safetensors`, `weighting.safetensors` and `log.json`."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--batch-size", type=int, required=True)
+    options = parser.parse_args()
+    set_seed(0)
+    text_config = BertConfig(
+        vocab_size=50,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=32,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
+    model = MTLModel(MTLConfig(text_config=text_config, tasks=list(TASKS), head_dropout=0.0))
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel({"[PAD]": 0}, "[PAD]")), pad_token="[PAD]"
+    )
+    args = MTLTrainingArguments(
+        output_dir=str(options.folder),
+        use_cpu=True,
+        disable_tqdm=True,
+        max_steps=5,
+        learning_rate=1e-2,
+        per_device_train_batch_size=options.batch_size,
+        gradient_accumulation_steps=2,
+        train_sampling_strategy="sequential",
+        weighting="uncertainty",
+        logging_steps=1,
+        save_strategy="no",
+        precision="fp32",
+    )
+    rows = make_rows(96)
+    trainer = MTLTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+    trainer.train()
+    evaluated = trainer.evaluate()
+    if trainer.is_world_process_zero():
+        save_file(model.state_dict(), options.folder / "weights.safetensors")
+        save_file(trainer.weighting.state_dict(), options.folder / "weighting.safetensors")
+        log = {"world_size": args.world_size, "history": trainer.state.log_history, "evaluated": evaluated}
+        (options.folder / "log.json").write_text(json.dumps(log))
+    trainer.end()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,187 @@
+"""The program from a settings file to the saved, measured, shared model."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import SaveBackbone, ToyRows
+from hub_stand_in import HubStandIn, hub_env
+from huggingface_hub import ModelCard
+from transformers import AutoModel
+
+import train_trainer
+from modeling_mtl import MTLModel
+
+ROOT = Path(__file__).parent.parent
+WriteSettings = Callable[..., str]
+
+
+@pytest.fixture
+def write_settings(tmp_path: Path, toy_rows: ToyRows, backbone_dir: SaveBackbone) -> WriteSettings:
+    """Gives a function that writes data and a settings file, and returns the file's path."""
+    backbone = str(backbone_dir("bert"))
+    for split, count, seed in (("train", 64, 0), ("dev", 30, 1), ("test", 30, 2)):
+        lines = [json.dumps(row) for row in toy_rows(count, seed)]
+        (tmp_path / f"{split}.jsonl").write_text("\n".join(lines) + "\n")
+
+    def write(**changes: Any) -> str:
+        settings = {
+            "backbone": backbone,
+            "data_dir": str(tmp_path),
+            "tasks": [
+                {"name": "topic"},
+                {"name": "sentiment", "labels": ["negative", "neutral", "positive"]},
+                {"name": "tags", "problem_type": "multi_label_classification"},
+                {"name": "valence", "problem_type": "regression"},
+            ],
+            "sources": [
+                {
+                    "name": "toy",
+                    "files": {"train": "train.jsonl", "dev": "dev.jsonl", "test": "test.jsonl"},
+                    "labels": {name: name for name in ("topic", "sentiment", "tags", "valence")},
+                }
+            ],
+            "output_dir": str(tmp_path / "out"),
+            "num_train_epochs": 2,
+            "per_device_train_batch_size": 8,
+            "learning_rate": 5e-3,
+            "logging_steps": 4,
+            "eval_strategy": "epoch",
+            "save_strategy": "epoch",
+            "load_best_model_at_end": True,
+            "train_sampling_strategy": "group_by_length",
+            "max_length": 32,
+            "use_cpu": True,
+        }
+        path = tmp_path / "run.yaml"
+        path.write_text(yaml.safe_dump({**settings, **changes}))
+        return str(path)
+
+    return write
+
+
+def test_run_prints_and_writes_what_it_promises(
+    write_settings: WriteSettings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    report = train_trainer.main([write_settings(), "--num_samples", "2"])
+    shown = capfd.readouterr()
+    text = shown.out + shown.err
+    for expected in (
+        "step 4/16  epoch 0.50  loss",
+        "validation, epoch 1.00: loss",
+        "validation, epoch 2.00: loss",
+        "test: score",
+        "2 sentences of test:",
+        "predicted",
+        "embedding[:5]",
+        "related    +",
+        "unrelated  ",
+    ):
+        assert expected in text, expected
+    saved = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=pytest.fail)  # No NaN.
+    assert saved["results"] == report["results"]
+    assert saved["data"]["rows"] == {"train": 64, "validation": 30, "test": 30}
+    assert set(saved["results"]) == {"validation", "test"}
+    assert saved["parameters"]["trained"] == saved["parameters"]["total"]
+    _check_card(tmp_path / "out", saved)
+    _check_model(tmp_path / "out", saved)
+
+
+def _check_card(folder: Path, report: dict[str, Any]) -> None:
+    card = ModelCard.load(folder / "README.md")
+    figures = {(result.task_name, result.metric_name): result.metric_value for result in card.data.eval_results}
+    for task, metrics in report["results"]["test"]["tasks"].items():
+        for metric, value in metrics.items():
+            if metric not in ("support", "loss") and value is not None:
+                assert figures[task, metric] == pytest.approx(value, abs=5e-5)
+                assert f"| `{task}` | {metric} | {value:.4f} |" in card.text
+
+
+def _check_model(folder: Path, report: dict[str, Any]) -> None:
+    """The saved model gives the accuracy that the report claims."""
+    model = MTLModel.from_pretrained(folder)
+    rows = [json.loads(line) for line in (folder.parent / "test.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row["topic"] is not None]
+    predicted = [prediction["topic"]["label"] for prediction in model.predict([row["text"] for row in rows])]
+    accuracy = sum(guess == row["topic"] for guess, row in zip(predicted, rows, strict=True)) / len(rows)
+    assert accuracy == pytest.approx(report["results"]["test"]["tasks"]["topic"]["accuracy"])
+
+
+def test_evaluation_only(write_settings: WriteSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings = write_settings(freeze="all", eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
+    report = train_trainer.main([settings])
+    assert "nothing trains" in caplog.text
+    assert report["training"] == {}
+    assert report["parameters"]["trained"] == 0
+    assert report["results"]["test"]["score"] is not None
+    assert "Nothing was trained" in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_saved_model_is_trained_further(write_settings: WriteSettings, tmp_path: Path) -> None:
+    first = train_trainer.main([write_settings()])
+    again = train_trainer.main(
+        [
+            write_settings(freeze="all", eval_strategy="no", save_strategy="no", load_best_model_at_end=False),
+            *("--backbone", str(tmp_path / "out"), "--output_dir", str(tmp_path / "out2")),
+        ]
+    )
+    assert again["results"]["test"]["tasks"] == first["results"]["test"]["tasks"]
+    tasks = yaml.safe_load(Path(write_settings()).read_text())["tasks"]
+    tasks[1]["labels"] = ["positive", "neutral", "negative"]  # The same ones in another order.
+    with pytest.raises(ValueError, match="the settings ask for"):
+        train_trainer.main([write_settings(tasks=tasks), "--backbone", str(tmp_path / "out")])
+
+
+def test_interrupted_run_goes_on(write_settings: WriteSettings, tmp_path: Path) -> None:
+    unbroken = train_trainer.main([write_settings(output_dir=str(tmp_path / "unbroken"))])
+    args = [write_settings(), "--resume_from_checkpoint", "last"]
+    train_trainer.main([*args, "--num_train_epochs", "2"])  # Nothing to resume from yet: starts anew.
+    (tmp_path / "out" / "checkpoint-16" / "optimizer.pt").unlink()  # As if stopped while it was saved.
+    resumed = train_trainer.main(args)
+    assert resumed["results"]["test"]["tasks"] == unbroken["results"]["test"]["tasks"]
+
+
+@pytest.mark.slow
+def test_push_to_hub(write_settings: WriteSettings, tmp_path: Path) -> None:
+    settings = write_settings(num_train_epochs=1)
+    load = (
+        "import sys; from transformers import AutoModel; "
+        "model = AutoModel.from_pretrained('tester/toy', trust_remote_code=True); "
+        "print(model.predict('match goal great')['topic']['label']); "
+        "assert not {'mtl', 'modeling_mtl', 'train_trainer'} & set(sys.modules)"
+    )
+    with HubStandIn() as hub:
+        command = [sys.executable, str(ROOT / "train_trainer.py"), settings, "--push_to_hub"]
+        environment = hub_env(hub.endpoint, tmp_path / "pusher")
+        done = subprocess.run(
+            [*command, "--hub_model_id", "tester/toy"], env=environment, capture_output=True, text=True, check=False
+        )
+        assert done.returncode == 0, done.stderr[-3000:]
+        files = hub.files("tester/toy")
+        assert len(hub.commits("tester/toy")) == 2  # The repository's own first one, and ours.
+        empty = tmp_path / "empty"
+        empty.mkdir()
+        environment = hub_env(hub.endpoint, tmp_path / "loader")
+        environment.pop("PYTHONPATH", None)
+        done = subprocess.run(
+            [sys.executable, "-c", load], cwd=empty, env=environment, capture_output=True, text=True, check=False
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    model = AutoModel.from_pretrained(tmp_path / "out", trust_remote_code=True)
+    assert done.stdout.split()[-1] == model.predict("match goal great")["topic"]["label"]
+    assert {
+        "model.safetensors",
+        "config.json",
+        "modeling_mtl.py",
+        "report.json",
+        "README.md",
+        "tokenizer.json",
+    } <= set(files)
+    assert not [name for name in files if name.startswith("checkpoint-") or name.endswith((".pt", ".bin"))]
+    assert files["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
+    assert b"hf_dummy" not in files["report.json"] + files["training_args.json"]
