@@ -59,6 +59,11 @@ class Run:
     tasks: tuple[TaskConfig, ...]
     truncated: dict[str, int]
 
+    @property
+    def output_dir(self) -> Path:
+        """Where the run writes."""
+        return Path(str(self.trainer.args.output_dir))
+
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Runs from settings to the saved, measured model; returns the report."""
@@ -74,10 +79,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         if split in run.splits
     ]
     report = build_report(
-        run.trainer,
+        args,
+        tasks=run.tasks,
         settings=_as_settings(settings, args),
         data={"rows": {name: len(split) for name, split in run.splits.items()}, "truncated": run.truncated},
+        freezing=run.trainer.freezing,
         training=training,
+        history=run.trainer.state.log_history,
         results=results,
     )
     if run.trainer.is_world_process_zero():
@@ -121,10 +129,10 @@ def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) 
     Raises:
         ValueError: If a saved model has other tasks than the settings.
     """
-    hub = {"revision": settings.backbone_revision, "trust_remote_code": settings.trust_remote_code}
-    config = AutoConfig.from_pretrained(path, **hub)
+    revision, trust = settings.backbone_revision, settings.trust_remote_code
+    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust)
     if config.model_type == MTLConfig.model_type:
-        model = MTLModel.from_pretrained(path, revision=settings.backbone_revision or "main")
+        model = MTLModel.from_pretrained(path, revision=revision or "main")
         saved = {task.name: task.id2label for task in model.config.tasks}
         wanted = {task.name: task.id2label for task in tasks}
         if saved != wanted:
@@ -138,7 +146,8 @@ def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) 
         normalize_for_heads=settings.normalize_for_heads,
         head_dropout=settings.head_dropout,
         max_seq_length=settings.max_length,
-        **hub,
+        revision=revision,
+        trust_remote_code=trust,
     )
 
 
@@ -149,7 +158,7 @@ def train(run: Run, args: MTLTrainingArguments) -> dict[str, Any]:
         return {}
     resume = args.resume_from_checkpoint
     if resume in ("true", "True", "last"):
-        resume = last_complete_checkpoint(args.output_dir)
+        resume = last_complete_checkpoint(run.output_dir)
         logger.info("Resuming from %s.", resume or "the start: there is no complete checkpoint yet")
     started = time.perf_counter()
     output = run.trainer.train(resume_from_checkpoint=resume)
@@ -176,7 +185,7 @@ def save(
     run: Run, settings: RunSettings, report: dict[str, Any], results: Sequence[EvaluationResult], *, command: str
 ) -> None:
     """Writes the model, `report.json` and the model card with the figures."""
-    output = Path(run.trainer.args.output_dir)
+    output = run.output_dir
     run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
     write_report(report, output / "report.json")
     embedded = settings.backbone == EMBEDDED_BACKBONE
@@ -184,7 +193,7 @@ def save(
         run.trainer.model.config,
         name=run.trainer.args.hub_model_id or output.name,
         base_model=EMBEDDED_BACKBONE_NAME if embedded else settings.backbone,
-        datasets=[SourceConfig.from_dict(source).name for source in settings.sources],
+        datasets=[str(SourceConfig.from_dict(source).name) for source in settings.sources],
         results=results,
         report=report,
         command=command,

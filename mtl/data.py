@@ -165,9 +165,10 @@ def _tokenize(texts: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: in
     digest.update(json.dumps([_CACHE_VERSION, tokenizer_key, max_length]).encode())
     for batch in texts.iter(batch_size=1000):
         digest.update(json.dumps(batch[TEXT_COLUMN]).encode())
-    folder = Path(datasets_config.HF_DATASETS_CACHE) / "mtl"
-    folder.mkdir(parents=True, exist_ok=True)
-    fingerprint = digest.hexdigest()
+    fingerprint, cache_file = digest.hexdigest(), None
+    if is_caching_enabled():
+        cache_file = Path(datasets_config.HF_DATASETS_CACHE) / "mtl" / f"tokens-{fingerprint}.arrow"
+        cache_file.parent.mkdir(parents=True, exist_ok=True)
     return texts.map(
         _tokenize_batch,
         batched=True,
@@ -176,7 +177,7 @@ def _tokenize(texts: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: in
         remove_columns=TEXT_COLUMN,
         fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
         new_fingerprint=fingerprint,
-        cache_file_name=str(folder / f"tokens-{fingerprint}.arrow") if is_caching_enabled() else None,
+        cache_file_name=None if cache_file is None else str(cache_file),
         desc="Tokenizing",
     )
 

@@ -81,7 +81,9 @@ class EvaluationMetrics:
 
     def __call__(self, prediction: EvalPrediction) -> dict[str, float]:
         """Returns flat metrics, for the Trainer to log and to choose the best model by."""
-        results = self.by_task(prediction.predictions, prediction.label_ids)
+        logits: Any = prediction.predictions
+        labels: Any = prediction.label_ids
+        results = self.by_task(logits, labels)
         flat = {f"{name}_{key}": value for name, metrics in results.items() for key, value in metrics.items()}
         flat["loss"] = sum(task.weight * results[task.name].get("loss", 0.0) for task in self.tasks)
         flat["score"] = aggregate_score(results, self.primary)
@@ -97,7 +99,7 @@ def evaluate_split(trainer: Trainer, dataset: Dataset, split: str, tasks: Sequen
         split: Its name, for the result.
         tasks: The tasks.
     """
-    output = trainer.predict(dataset, metric_key_prefix=split)
+    output: Any = trainer.predict(dataset, metric_key_prefix=split)
     computer = EvaluationMetrics(tasks)
     metrics = computer.by_task(output.predictions, output.label_ids)
     return EvaluationResult(

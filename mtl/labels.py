@@ -70,24 +70,25 @@ def resolve_task(task: TaskConfig, parts: Sequence[Part]) -> TaskConfig:
     names = [part.class_names.get(part.source.labels[task.name], ()) for part in mine]
     labels = list(dict.fromkeys(name for some in names for name in some))
     if not labels:
-        seen = [_read_names(task, part).values for part in mine if part.split == "train"]
-        labels = [label for label in pc.unique(pa.chunked_array(seen, pa.string())).to_pylist() if label is not None]
-        if not labels:
-            raise ValueError(
-                f"Task {task.name!r} has no label in split 'train'. Fill its column, or name its `labels`."
-            )
-        if _all_integers(pa.array(labels)):
-            if task.num_labels is not None:
-                return task
-            labels.sort(key=int)
-        else:
-            labels.sort()
+        labels = _labels_in_train(task, mine)
+        if task.num_labels is not None and _all_integers(pa.array(labels, pa.string())):
+            return task
     if task.num_labels not in (None, len(labels)):
         raise ValueError(
             f"Task {task.name!r}: num_labels is {task.num_labels}, but the data has {len(labels)} labels: "
             f"{labels[:_MOST_SHOWN]}. Correct `num_labels`, or name the labels in `labels`."
         )
     return dataclasses.replace(task, labels=tuple(labels))
+
+
+def _labels_in_train(task: TaskConfig, parts: Sequence[Part]) -> list[str]:
+    trains = [part for part in parts if part.split == "train"]
+    names = pa.chunked_array([_read_names(task, part).values for part in trains], pa.string())
+    labels = names.unique().drop_null().to_pylist()
+    # Where there is no train at all, nothing is to be learned, and `num_labels` is enough.
+    if not labels and (trains or task.num_labels is None):
+        raise ValueError(f"Task {task.name!r} has no label in split 'train'. Fill its column, or name its `labels`.")
+    return sorted(labels, key=int) if _all_integers(pa.array(labels, pa.string())) else sorted(labels)
 
 
 def encode_labels(task: TaskConfig, part: Part) -> pa.Array:
@@ -102,8 +103,9 @@ def encode_labels(task: TaskConfig, part: Part) -> pa.Array:
     """
     if task.name in part.source.labels:
         return _ENCODERS[task.problem_type](task, part)
-    missing = IGNORE_INDEX if task.problem_type == SINGLE_LABEL else np.nan
-    return _as_column(task, np.full((len(part.rows), task.num_labels or 1), missing))
+    if task.problem_type == SINGLE_LABEL:
+        return _as_column(task, np.full(len(part.rows), IGNORE_INDEX))
+    return _as_column(task, np.full((len(part.rows), task.num_labels or 1), np.nan))
 
 
 def count_labelled(task: TaskConfig, column: pa.ChunkedArray) -> int:

@@ -17,9 +17,10 @@ import scipy.special
 import scipy.stats
 import sklearn.metrics
 
+from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+
 logger = logging.getLogger(__name__)
 
-MISSING_CLASS = -100
 PROBABILITY_THRESHOLD = 0.5
 
 _FLOATS = datasets.Sequence(datasets.Value("float64"))
@@ -226,15 +227,11 @@ class RootMeanSquaredError(_NumberMetric):
 
 
 METRICS: dict[str, tuple[type[_ScoreMetric], ...]] = {
-    "single_label_classification": (Accuracy, MacroF1, MatthewsCorrelation),
-    "multi_label_classification": (MicroF1, MultiLabelMacroF1, MeanAveragePrecision),
-    "regression": (Pearson, Spearman, RootMeanSquaredError),
+    SINGLE_LABEL: (Accuracy, MacroF1, MatthewsCorrelation),
+    MULTI_LABEL: (MicroF1, MultiLabelMacroF1, MeanAveragePrecision),
+    REGRESSION: (Pearson, Spearman, RootMeanSquaredError),
 }
-PRIMARY_METRIC = {
-    "single_label_classification": "accuracy",
-    "multi_label_classification": "f1_micro",
-    "regression": "pearson",
-}
+PRIMARY_METRIC = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "f1_micro", REGRESSION: "pearson"}
 LOWER_IS_BETTER = frozenset({"loss", "rmse"})
 
 
@@ -258,11 +255,11 @@ def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarr
     if problem_type not in METRICS:
         raise ValueError(f"Problem type {problem_type!r} has no metrics. Use one of {sorted(METRICS)}.")
     logits, labels = np.asarray(logits), np.asarray(labels)
-    is_class = problem_type == "single_label_classification"
+    is_class = problem_type == SINGLE_LABEL
     if not is_class:  # float64: in float32 the sigmoid ties large logits, whose order average precision needs
         logits, labels = (np.atleast_2d(x.astype(np.float64).T).T for x in (logits, labels))  # (N, C)
     _check(problem_type, logits, labels)
-    labelled = labels != MISSING_CLASS if is_class else ~np.isnan(labels).all(axis=1)  # (N,)
+    labelled = labels != IGNORE_INDEX if is_class else ~np.isnan(labels).all(axis=1)  # (N,)
     logits, labels = logits[labelled], labels[labelled]
     if not len(labels):
         return {"support": 0}
@@ -271,7 +268,7 @@ def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarr
         logger.warning("%s: %d of %d labelled rows have a nan logit", problem_type, broken.sum(), len(labels))
         return {**{metric.key: np.nan for metric in METRICS[problem_type]}, "support": len(labels)}
     predictions = logits.argmax(axis=1) if is_class else logits  # (N,) or (N, C)
-    if problem_type == "multi_label_classification":
+    if problem_type == MULTI_LABEL:
         predictions = scipy.special.expit(logits)  # (N, C)
     scores = {metric.key: float(metric.score(predictions, labels)) for metric in METRICS[problem_type]}
     return {**scores, "support": len(labels)}
@@ -302,13 +299,13 @@ def aggregate_score(task_metrics: dict[str, dict[str, float]], primary: dict[str
 
 
 def _check(problem_type: str, logits: np.ndarray, labels: np.ndarray) -> None:
-    is_class = problem_type == "single_label_classification"
+    is_class = problem_type == SINGLE_LABEL
     if logits.ndim != 2 or labels.shape != logits.shape[: 1 if is_class else 2]:
         expected = "(N, C) and (N,)" if is_class else "of one shape"
         raise ValueError(f"{problem_type}: logits {logits.shape}, labels {labels.shape}. Give them {expected}.")
-    if problem_type == "regression":
+    if problem_type == REGRESSION:
         return
-    allowed = [MISSING_CLASS, *range(logits.shape[1])] if is_class else [0, 1]
+    allowed = [IGNORE_INDEX, *range(logits.shape[1])] if is_class else [0, 1]
     outside = labels[~np.isin(labels, allowed) & (is_class | ~np.isnan(labels))]
     if len(outside):
         fix = f"class ids 0 to {allowed[-1]}, -100 = missing" if is_class else "0, 1 or nan (missing)"

@@ -10,47 +10,53 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from transformers import Trainer
-
+from configuration_mtl import TaskConfig
+from mtl.arguments import MTLTrainingArguments
 from mtl.evaluation import EvaluationResult
+from mtl.freezing import Freezing
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub", "scikit-learn")
 
 
 def build_report(
-    trainer: Trainer,
+    args: MTLTrainingArguments,
     *,
+    tasks: Sequence[TaskConfig],
     settings: dict[str, Any],
     data: dict[str, Any],
+    freezing: Freezing,
     training: dict[str, Any],
+    history: Sequence[dict[str, float]],
     results: Sequence[EvaluationResult],
 ) -> dict[str, Any]:
     """Gathers a run's figures as JSON-ready values.
 
     Args:
-        trainer: The trainer, after training; gives the history and the counts of parameters.
-        settings: The settings of the run.
+        args: The settings of training, resolved; give the precision and the device.
+        tasks: The tasks, with their labels.
+        settings: All settings of the run.
         data: Counts of rows and of truncated texts by split.
+        freezing: What was frozen.
         training: Metrics of the training, such as its runtime in seconds.
+        history: The trainer's log.
         results: Results on the splits.
     """
-    freezing = trainer.freezing
     return {
         "settings": settings,
-        "tasks": [task.to_dict() for task in trainer.tasks],
+        "tasks": [task.to_dict() for task in tasks],
         "data": data,
         "parameters": {
             "total": freezing.num_total,
             "trained": freezing.num_trainable,
             "frozen_modules": list(freezing.modules),
         },
-        "precision": trainer.args.precision_in_use,
+        "precision": args.precision_in_use,
         "training": training,
         "peak_memory_mib": round(peak_memory_mib(), 1),
-        "history": trainer.state.log_history,
+        "history": list(history),
         "results": {result.split: result.to_dict() for result in results},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-        "machine": {"platform": platform.platform(), "cpu_count": os.cpu_count(), "device": str(trainer.args.device)},
+        "machine": {"platform": platform.platform(), "cpu_count": os.cpu_count(), "device": str(args.device)},
     }
 
 

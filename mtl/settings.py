@@ -91,9 +91,8 @@ def parse_settings(argv: Sequence[str]) -> tuple[RunSettings, MTLTrainingArgumen
         FileNotFoundError: If there is no such file.
         ValueError: If a key is unknown (the message names the nearest right one) or a value does not fit.
     """
-    parser = HfArgumentParser(  # type: ignore[arg-type]  # Its annotation asks for one type of dataclass only.
-        (RunSettings, MTLTrainingArguments), prog="train_trainer.py", allow_abbrev=False
-    )
+    kinds: Any = (RunSettings, MTLTrainingArguments)
+    parser = HfArgumentParser(kinds, prog="train_trainer.py", allow_abbrev=False)
     parser.add_argument("settings", nargs="?", help="YAML file with any of the settings below.")
     actions = {action.dest: action for action in parser._actions}
     # Without defaults the namespace holds just what was typed, so that it can be laid over the file.

@@ -96,7 +96,6 @@ def _choose_texts(
         for split, count in counts.items():
             held_out[split].update(texts[:count])
             texts = texts[count:]
-    held_out["validation"] -= held_out["test"]
     return held_out
 
 

@@ -2,7 +2,6 @@
 
 import logging
 import os
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,14 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.utils.data import Dataset, Sampler, SequentialSampler
-from transformers import EarlyStoppingCallback, Trainer, TrainerCallback, TrainerControl, TrainerState
+from transformers import (
+    EarlyStoppingCallback,
+    Trainer,
+    TrainerCallback,
+    TrainerControl,
+    TrainerState,
+    TrainingArguments,
+)
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import TrainOutput
 
@@ -46,6 +52,9 @@ class MTLTrainer(Trainer):
     Raises:
         ValueError: If a setting is illegal, or several GPUs would share one process.
     """
+
+    model: MTLModel
+    args: MTLTrainingArguments
 
     def __init__(
         self,
@@ -94,7 +103,7 @@ class MTLTrainer(Trainer):
                 "instead, or choose a setting that lets something learn, such as 'backbone'."
             )
         if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete_checkpoint(self.args.output_dir)
+            resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir!r} to resume from.")
         return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -104,7 +113,7 @@ class MTLTrainer(Trainer):
         model: nn.Module,
         inputs: dict[str, Any],
         return_outputs: bool = False,
-        num_items_in_batch: dict[str, Tensor] | None = None,
+        num_items_in_batch: Any = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Weighs the task losses of a micro-batch; see `Trainer.compute_loss`."""
         outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
@@ -123,8 +132,9 @@ class MTLTrainer(Trainer):
         if not batch_samples or "labels" not in batch_samples[0]:
             return None
         labels = [batch["labels"] for batch in batch_samples]
-        counts = torch.stack([sum(valid_labels(batch[task.name]).sum() for batch in labels) for task in self.tasks])
-        counts = counts.to(device)
+        counts = torch.stack(
+            [torch.stack([valid_labels(batch[task.name]).sum() for batch in labels]).sum() for task in self.tasks]
+        ).to(device)
         if self.args.world_size > 1:
             counts = self.accelerator.reduce(counts, reduction="sum")
         return {task.name: count for task, count in zip(self.tasks, counts.unbind(), strict=True)}
@@ -185,20 +195,22 @@ class MTLTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
         if self.args.should_save:
-            folder = Path(output_dir or self.args.output_dir)
+            folder = Path(output_dir or str(self.args.output_dir))
             # The base class pickles the settings; a shared folder is to hold nothing that runs when it is read.
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             (folder / TRAINING_ARGS_JSON).write_text(self.args.to_json_string() + "\n")
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Keeps the card that was saved with the model, where the base class would write over it."""
-        if not (Path(self.args.output_dir) / "README.md").exists():
+        if not (Path(str(self.args.output_dir)) / "README.md").exists():
             super().create_model_card(*args, **kwargs)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
-        columns: Iterable[str] = (label_column(task.name) for task in self.tasks)
-        self._signature_columns = list(dict.fromkeys([*self._signature_columns, *columns]))
+        known: Any = self._signature_columns
+        for column in (label_column(task.name) for task in self.tasks):
+            if column not in known:
+                known.append(column)
 
     def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
         # Under group_by_length the base class shuffles evaluation, and predictions come back in another order.
@@ -217,13 +229,13 @@ class _LearnedWeightsCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_pre_optimizer_step(
-        self, args: MTLTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         for parameter in self.trainer.weighting.parameters():
             if args.world_size > 1 and parameter.grad is not None:
                 parameter.grad = self.trainer.accelerator.reduce(parameter.grad, reduction="mean")
 
     def on_optimizer_step(
-        self, args: MTLTrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         self.trainer.weighting.zero_grad()

@@ -1,11 +1,11 @@
-"""Shared fixtures: a tiny tokenizer, tiny random backbones, four tasks, and rows from which the tasks can be learned."""
+"""Shared fixtures: a tiny tokenizer, tiny random backbones, four tasks, and rows from which these can be learned."""
 
 import json
 import os
 import random
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,6 +13,8 @@ from typing import Any, Protocol
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["HF_DATASETS_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Matrices of 32 columns are slower on several threads, on a busy machine many times. Tests' processes inherit it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HOME"] = tempfile.mkdtemp(prefix="mtl-tests-")
 for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_ASSETS_CACHE", "HF_TOKEN"):
     os.environ.pop(_name, None)
@@ -73,6 +75,12 @@ class SaveBackbone(Protocol):
     def __call__(self, model_type: str = "bert", *, seed: int = 0, **overrides: Any) -> Path: ...
 
 
+class WriteRows(Protocol):
+    """Writes rows to a JSON file in the test's folder, and returns its path."""
+
+    def __call__(self, rows: Sequence[Mapping[str, Any]], name: str = "rows.json") -> Path: ...
+
+
 ToyRows = Callable[[int, int], list[dict[str, Any]]]
 
 
@@ -82,7 +90,7 @@ def pytest_unconfigure() -> None:
 
 
 def make_toy_rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
-    """Returns rows with the columns `text`, `topic`, `sentiment`, `tags` and `valence`; about one label in five is None.
+    """Returns rows with columns `text`, `topic`, `sentiment`, `tags` and `valence`; about one label in five is None.
 
     A text is made of words of its labels, so every task can be learned; it ends in its number, so no two are equal.
     """
@@ -104,6 +112,17 @@ def make_toy_rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
 def toy_rows() -> ToyRows:
     """Gives [`make_toy_rows`]: `toy_rows(n, seed)`."""
     return make_toy_rows
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> WriteRows:
+    """Gives a function that writes rows to a JSON file, and returns its path."""
+
+    def write_rows(rows: Sequence[Mapping[str, Any]], name: str = "rows.json") -> Path:
+        (tmp_path / name).write_text(json.dumps(rows))
+        return tmp_path / name
+
+    return write_rows
 
 
 @pytest.fixture(scope="session")
