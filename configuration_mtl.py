@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
 from torch import nn
@@ -75,7 +75,7 @@ class TaskConfig:
             )
         if isinstance(self.weight, bool) or not isinstance(self.weight, int | float) or not self._is_weight():
             raise ValueError(f"Task {self.name!r}: weight must be a finite number >= 0, found {self.weight!r}.")
-        if self.hidden_size is not None and (not isinstance(self.hidden_size, int) or self.hidden_size < 1):
+        if self.hidden_size is not None and not _is_count(self.hidden_size, least=1):
             raise ValueError(f"Task {self.name!r}: hidden_size must be a positive int, found {self.hidden_size!r}.")
         if self.labels is not None:
             object.__setattr__(self, "labels", _checked_labels(self.name, self.labels, self.num_labels))
@@ -90,7 +90,7 @@ class TaskConfig:
     def _check_num_labels(self) -> None:
         least = 2 if self.problem_type == SINGLE_LABEL else 1
         count = self.num_labels
-        if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < least):
+        if count is not None and not _is_count(count, least):
             raise ValueError(
                 f"Task {self.name!r}: {self.problem_type} needs at least {least} labels, found {count!r}. "
                 "Give the class names in `labels`, or use another problem_type."
@@ -142,11 +142,13 @@ class MTLConfig(PreTrainedConfig):
     """
 
     model_type = "mtl"
-    sub_configs_defaults = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
-    keys_to_ignore_at_inference = ["last_hidden_state", "embeddings", "task_losses", "hidden_states", "attentions"]
+    sub_configs_defaults: ClassVar = {"text_config": SubConfigSpec(config_class=AutoConfig, model_type="bert")}
+    keys_to_ignore_at_inference: ClassVar = [
+        "last_hidden_state", "embeddings", "task_losses", "hidden_states", "attentions"
+    ]  # fmt: skip
 
     text_config: Any = None
-    tasks: list[Any] | tuple[Any, ...] | None = None
+    tasks: list[Any] | tuple[Any, ...] = ()
     pooling: Literal["mean", "cls", "max"] = "mean"
     head_dropout: float | int = 0.1
     normalize: bool = True
@@ -159,12 +161,17 @@ class MTLConfig(PreTrainedConfig):
         if self.schema_version > SCHEMA_VERSION:
             raise ValueError(
                 f"This config.json has schema_version {self.schema_version}, but this code reads at most "
-                f"{SCHEMA_VERSION}: the model was saved by a newer release. Upgrade with "
-                '`pip install -U mtl-sentence-transformers`, or load with `trust_remote_code=True` to use its own code.'
+                f"{SCHEMA_VERSION}: the model was saved by a newer release. Upgrade with `pip "
+                "install -U mtl-sentence-transformers`, or load with `trust_remote_code=True` to use its own code."
             )
         self._check_keywords(kwargs)
-        self.tasks = [_as_task(task) for task in self.tasks or ()]
+        self.tasks = [_as_task(task) for task in self.tasks]
+        if isinstance(self.text_config, Mapping) and "AutoConfig" in self.text_config.get("auto_map", ()):
+            self.text_config = _untrusted(self.text_config)
         super().__post_init__(**kwargs)
+        if not self.text_config.is_remote_code():
+            # A repository may offer code for an architecture that transformers has too; none of it was used.
+            vars(self.text_config).pop("auto_map", None)
 
     def _check_keywords(self, kwargs: Mapping[str, Any]) -> None:
         names = {field.name for field in dataclasses.fields(self)}
@@ -182,7 +189,7 @@ class MTLConfig(PreTrainedConfig):
     def validate_tasks(self) -> None:
         """Checks that task names are distinct and that every head's width is known."""
         seen: dict[str, str] = {}
-        for task in self.tasks or ():
+        for task in self.tasks:
             if task.name.lower() in seen:
                 raise ValueError(
                     f"Two tasks are named {seen[task.name.lower()]!r} and {task.name!r}; names must differ by more "
@@ -202,7 +209,7 @@ class MTLConfig(PreTrainedConfig):
     @property
     def task_names(self) -> list[str]:
         """Names of the tasks, in the order of the heads."""
-        return [task.name for task in self.tasks or ()]
+        return [task.name for task in self.tasks]
 
     @property
     def hidden_size(self) -> int:
@@ -215,7 +222,7 @@ class MTLConfig(PreTrainedConfig):
         Raises:
             KeyError: If there is none; the message lists those there are.
         """
-        for task in self.tasks or ():
+        for task in self.tasks:
             if task.name == name:
                 return task
         raise KeyError(f"No task {name!r}; the model has {self.task_names}.")
@@ -223,7 +230,7 @@ class MTLConfig(PreTrainedConfig):
     def to_dict(self) -> dict[str, Any]:
         """Returns the configuration as JSON-ready values, the tasks as dicts."""
         output = super().to_dict()
-        output["tasks"] = [task.to_dict() for task in self.tasks or ()]
+        output["tasks"] = [task.to_dict() for task in self.tasks]
         return output
 
 
@@ -238,11 +245,18 @@ def _check_name(name: str) -> None:
         )
     # The heads are an `nn.ModuleDict`, which refuses a name that is one of its own attributes.
     if hasattr(nn.ModuleDict(), name):
-        raise ValueError(f"Task name {name!r} is reserved: torch.nn.ModuleDict has an attribute of it. Rename the task.")
+        raise ValueError(
+            f"Task name {name!r} is reserved: torch.nn.ModuleDict has an attribute of it. Rename the task."
+        )
+
+
+def _is_count(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _checked_labels(name: str, labels: Any, num_labels: int | None) -> tuple[str, ...]:
-    if isinstance(labels, str) or not all(isinstance(label, str) and label for label in labels):
+    # A set would number the classes differently in every process.
+    if not isinstance(labels, list | tuple) or not all(isinstance(label, str) and label for label in labels):
         raise ValueError(f"Task {name!r}: labels must be a list of non-empty strings, found {labels!r}.")
     if len(set(labels)) != len(labels):
         doubled = sorted({label for label in labels if list(labels).count(label) > 1})
@@ -252,8 +266,17 @@ def _checked_labels(name: str, labels: Any, num_labels: int | None) -> tuple[str
     return tuple(labels)
 
 
+def _untrusted(fields: Mapping[str, Any]) -> PreTrainedConfig:
+    # Stands for a configuration whose class is code beside the weights; `MTLModel.from_pretrained` puts the real one
+    # in its place if that code is trusted.
+    members = {"model_type": fields.get("model_type", ""), "_auto_class": "AutoConfig"}
+    return type("UntrustedTextConfig", (PreTrainedConfig,), members)(**fields)
+
+
 def _as_task(task: Any) -> TaskConfig:
     # No isinstance check against TaskConfig: code loaded from a folder has a class of its own of that name.
+    if not isinstance(task, Mapping) and not hasattr(task, "to_dict"):
+        raise TypeError(f"A task is a TaskConfig or a dict of its settings, found {task!r}.")
     fields = dict(task) if isinstance(task, Mapping) else task.to_dict()
     known = {field.name for field in dataclasses.fields(TaskConfig)}
     for key in fields.keys() - known:

@@ -4,22 +4,24 @@ The file travels with every saved model; see `modeling_mtl.py`.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Iterator
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.tokenization_utils_base import LARGE_INTEGER
 from transformers.utils import logging
 
 try:
-    from .configuration_mtl import MULTI_LABEL, REGRESSION, TaskConfig
+    if not TYPE_CHECKING:  # To a type checker these are top-level modules.
+        from .configuration_mtl import MULTI_LABEL, REGRESSION, MTLConfig, TaskConfig
 except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
-    from configuration_mtl import MULTI_LABEL, REGRESSION, TaskConfig
+    from configuration_mtl import MULTI_LABEL, REGRESSION, MTLConfig, TaskConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -28,12 +30,38 @@ MULTI_LABEL_THRESHOLD = 0.5
 _LONG_WORK_BATCHES = 50
 
 
-class InferenceMixin:
-    """Gives a model with `config`, `tokenizer`, `pool` and heads the methods `encode` and `predict`."""
+class InferenceMixin(PreTrainedModel):
+    """Gives a model with a tokenizer, a method `pool` and heads the methods `encode` and `predict`."""
+
+    config: MTLConfig
+    tokenizer: Any
+    pool: Callable[[Tensor, Tensor], Tensor]
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        batch_size: int = ...,
+        normalize_embeddings: bool | None = ...,
+        convert_to_tensor: Literal[False] = ...,
+        show_progress_bar: bool | None = ...,
+    ) -> "np.ndarray": ...
+
+    @overload
+    def encode(
+        self,
+        sentences: str | Iterable[str],
+        *,
+        batch_size: int = ...,
+        normalize_embeddings: bool | None = ...,
+        convert_to_tensor: Literal[True],
+        show_progress_bar: bool | None = ...,
+    ) -> Tensor: ...
 
     def encode(
         self,
-        sentences: str | Sequence[str],
+        sentences: str | Iterable[str],
         *,
         batch_size: int = 32,
         normalize_embeddings: bool | None = None,
@@ -43,7 +71,8 @@ class InferenceMixin:
         """Returns the embeddings of sentences, in their order.
 
         Args:
-            sentences: One sentence, or several. The empty string is a sentence: its special tokens are pooled.
+            sentences: One sentence, or several. The empty string is a sentence: its special tokens are pooled, and if
+                the tokenizer adds none its embedding is zero.
             batch_size: Sentences per forward pass.
             normalize_embeddings: Whether to scale to L2 norm 1; the config's `normalize` if not given.
             convert_to_tensor: Whether to return a torch tensor instead of a numpy array.
@@ -54,7 +83,7 @@ class InferenceMixin:
 
         Raises:
             TypeError: If a sentence is not a string.
-            ValueError: If the model has no tokenizer.
+            ValueError: If the model has no tokenizer, or `batch_size` is less than 1.
         """
         normalize = self.config.normalize if normalize_embeddings is None else normalize_embeddings
         texts = _as_texts(sentences)
@@ -65,8 +94,18 @@ class InferenceMixin:
         embeddings = embeddings[0] if isinstance(sentences, str) else embeddings
         return embeddings if convert_to_tensor else embeddings.numpy()
 
+    @overload  # A string is an iterable of strings too, but this one comes first.
+    def predict(  # type: ignore[overload-overlap]
+        self, sentences: str, *, batch_size: int = ..., show_progress_bar: bool | None = ...
+    ) -> dict[str, Any]: ...
+
+    @overload
     def predict(
-        self, sentences: str | Sequence[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
+        self, sentences: Iterable[str], *, batch_size: int = ..., show_progress_bar: bool | None = ...
+    ) -> list[dict[str, Any]]: ...
+
+    def predict(
+        self, sentences: str | Iterable[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Predicts every task for sentences, from one pass through the encoder.
 
@@ -82,7 +121,7 @@ class InferenceMixin:
 
         Raises:
             TypeError: If a sentence is not a string.
-            ValueError: If the model has no tokenizer.
+            ValueError: If the model has no tokenizer, or `batch_size` is less than 1.
         """
         texts = _as_texts(sentences)
         predictions: list[dict[str, Any]] = [{} for _ in texts]
@@ -101,14 +140,22 @@ class InferenceMixin:
                 f"This {type(self).__name__} has no tokenizer, as none was saved with it. Set one: "
                 "`model.tokenizer = AutoTokenizer.from_pretrained(...)`."
             )
-        encoded = self.tokenizer(texts, truncation=True, max_length=self._max_tokens(), padding=False)
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, found {batch_size}.")
+        if not texts:
+            return
+        limit = self._max_tokens()
+        encoded = self.tokenizer(texts, truncation=limit is not None, max_length=limit, padding=False)
         lengths = torch.tensor([len(ids) for ids in encoded["input_ids"]])  # (N,)
-        batches = lengths.argsort(descending=True, stable=True).split(batch_size) if texts else ()
+        batches = lengths.argsort(descending=True, stable=True).split(batch_size)
         show = len(batches) > _LONG_WORK_BATCHES if show_progress_bar is None else show_progress_bar
         with self._evaluating():
             for rows in logging.tqdm(batches, desc="Sentences", unit="batch", disable=not show):
                 columns = {key: [values[row] for row in rows.tolist()] for key, values in encoded.items()}
-                batch = self.tokenizer.pad(columns, return_tensors="pt").to(self.device)
+                # A tokenizer without special tokens makes none of '', and no encoder takes a batch of no tokens.
+                longest = max(1, int(lengths[rows[0]]))
+                batch = self.tokenizer.pad(columns, padding="max_length", max_length=longest, return_tensors="pt")
+                batch = batch.to(self.device)
                 yield rows, self(**batch), batch["attention_mask"]
 
     @contextlib.contextmanager
@@ -121,9 +168,10 @@ class InferenceMixin:
         finally:
             self.train(was_training)
 
-    def _max_tokens(self) -> int:
+    def _max_tokens(self) -> int | None:
         limits = [self.tokenizer.model_max_length, self.config.max_seq_length, _positions(self.config.text_config)]
-        return min(limit for limit in limits if limit is not None)
+        # A tokenizer that was saved without a limit has one of 1e30, which is more than it can read back.
+        return min((limit for limit in limits if limit is not None and limit < LARGE_INTEGER), default=None)
 
 
 def _prediction(task: TaskConfig, logits: Tensor) -> Any:
@@ -140,7 +188,9 @@ def _prediction(task: TaskConfig, logits: Tensor) -> Any:
     return {"label": label, "score": probabilities[label], "probabilities": probabilities}
 
 
-def _as_texts(sentences: str | Sequence[str]) -> list[str]:
+def _as_texts(sentences: str | Iterable[str]) -> list[str]:
+    if not isinstance(sentences, Iterable):
+        raise TypeError(f"sentences is {sentences!r}; expected a string or a list of strings.")
     texts = [sentences] if isinstance(sentences, str) else list(sentences)
     for position, text in enumerate(texts):
         if not isinstance(text, str):

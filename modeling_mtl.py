@@ -6,9 +6,9 @@ and predicts with nothing installed but transformers and torch.
 
 import inspect
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +17,10 @@ from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedConfig,
 from transformers.utils import ModelOutput, can_return_tuple
 
 try:
-    from .configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
-    from .inference_mtl import InferenceMixin
-    from .sharing_mtl import SharingMixin
+    if not TYPE_CHECKING:  # To a type checker these are top-level modules.
+        from .configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
+        from .inference_mtl import InferenceMixin
+        from .sharing_mtl import SharingMixin
 except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
@@ -69,7 +70,7 @@ class TaskHead(nn.Module):
         self.hidden = None
         if task.hidden_size is not None:
             self.hidden = nn.Sequential(nn.Linear(hidden_size, width), nn.GELU(), nn.Dropout(dropout))
-        self.out_proj = nn.Linear(width, task.num_labels)
+        self.out_proj = nn.Linear(width, len(task.id2label))
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns float32 logits, (B, C), of pooled embeddings, (B, H)."""
@@ -79,7 +80,7 @@ class TaskHead(nn.Module):
         return self.out_proj(features).float()  # (B, C)
 
 
-class MTLModel(SharingMixin, InferenceMixin, PreTrainedModel):
+class MTLModel(SharingMixin, InferenceMixin):
     """Encoder with one pooled sentence embedding and a head for each task of its configuration.
 
     Args:
@@ -101,9 +102,10 @@ class MTLModel(SharingMixin, InferenceMixin, PreTrainedModel):
 
     def __init__(self, config: MTLConfig, backbone: PreTrainedModel | None = None) -> None:
         super().__init__(config)
-        _refuse_encoder_decoder(config.text_config)
+        _check_backbone(config.text_config)
         if backbone is None:
-            backbone = AutoModel.from_config(config.text_config, **_without_pooler(config.text_config))
+            pooler = _without_pooler(config.text_config)
+            backbone = AutoModel.from_config(config.text_config, trust_remote_code=False, **pooler)
         self.backbone = backbone
         self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
         self.dropout = nn.Dropout(config.head_dropout)
@@ -121,6 +123,7 @@ class MTLModel(SharingMixin, InferenceMixin, PreTrainedModel):
         *,
         tasks: Sequence[TaskConfig | dict[str, Any]],
         trust_remote_code: bool = False,
+        backbone_dropout: float | None = None,
         attn_implementation: str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
@@ -132,17 +135,20 @@ class MTLModel(SharingMixin, InferenceMixin, PreTrainedModel):
             name_or_path: Name on the Hub, or folder, of any encoder that `AutoModel` loads.
             tasks: The tasks, each with its number of labels known.
             trust_remote_code: Whether code in the backbone's repository may run.
+            backbone_dropout: Dropout inside the encoder while it trains; as it was pretrained if not given.
             attn_implementation: As in `AutoModel.from_pretrained`.
             revision: Branch, tag or commit of the backbone.
             token: Token for the Hub.
             **settings: Further settings of [`MTLConfig`], such as `pooling` or `head_dropout`.
 
         Raises:
-            ValueError: If the backbone is an encoder-decoder, or a task is illegal.
+            ValueError: If the backbone is an encoder-decoder or a multi-task model, or a task is illegal.
         """
         hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
         text_config = AutoConfig.from_pretrained(name_or_path, **hub)
-        _refuse_encoder_decoder(text_config)
+        _check_backbone(text_config)
+        if backbone_dropout is not None:
+            _set_dropout(text_config, backbone_dropout)
         MTLConfig(tasks=list(tasks), **settings)  # Bad settings are told before any weight is loaded.
         backbone = AutoModel.from_pretrained(
             name_or_path,
@@ -153,10 +159,8 @@ class MTLModel(SharingMixin, InferenceMixin, PreTrainedModel):
             **hub,
         )
         # A config that does not name the attention in use would reset it in the live backbone, and its outputs.
-        used_attention = backbone.config._attn_implementation
-        config = MTLConfig(
-            text_config=backbone.config, tasks=list(tasks), attn_implementation=used_attention, **settings
-        )
+        settings["attn_implementation"] = backbone.config._attn_implementation
+        config = MTLConfig(text_config=backbone.config, tasks=list(tasks), **settings)
         model = cls(config, backbone=backbone)
         model.tokenizer = AutoTokenizer.from_pretrained(name_or_path, config=text_config, **hub)
         return model.eval()
@@ -181,18 +185,19 @@ class MTLModel(SharingMixin, InferenceMixin, PreTrainedModel):
             token_type_ids: Segment ids, for backbones that take them. Shape (B, T).
             position_ids: Positions, for backbones that take them. Shape (B, T).
             inputs_embeds: Token embeddings instead of `input_ids`. Shape (B, T, H).
-            labels: Labels by task. Class ids, (B,), with -100 for missing; for multi-label, (B, C), and for regression,
+            labels: Labels by task. Class ids, (B,), with -100 for missing; for multi-label, (B, C), and regression,
                 (B,) or (B, C), floats with nan for missing. A task may be left out.
             num_items_in_batch: Count of valid labels by task over the whole optimizer step; the summed losses are
                 divided by it. The count in this batch if not given.
             **kwargs: Passed on to the backbone, such as `output_hidden_states`.
         """
-        inputs = {"input_ids": input_ids, "token_type_ids": token_type_ids, "position_ids": position_ids}
-        inputs = {key: value for key, value in {**inputs, "inputs_embeds": inputs_embeds}.items() if value is not None}
+        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+        inputs |= {"token_type_ids": token_type_ids, "position_ids": position_ids}
+        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
         if attention_mask is None:
-            tokens = next(iter(inputs.values()))
+            tokens = next(iter(given.values()))  # (B, T) or (B, T, H)
             attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)  # (B, T)
-        outputs = self.backbone(**inputs, attention_mask=attention_mask, return_dict=True, **kwargs)
+        outputs = self.backbone(**given, attention_mask=attention_mask, return_dict=True, **kwargs)
         pooled = self.pool(outputs.last_hidden_state, attention_mask)  # (B, H)
         unit = F.normalize(pooled, dim=-1)  # (B, H)
         features = self.dropout(unit if self.config.normalize_for_heads else pooled)  # (B, H)
@@ -236,6 +241,7 @@ class MTLModel(SharingMixin, InferenceMixin, PreTrainedModel):
             self.get_submodule(name).eval()
         return self
 
+
 MTLModel.register_for_auto_class("AutoModel")
 
 
@@ -276,12 +282,20 @@ def summed_loss(problem_type: str, logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
     labels = labels.view_as(logits)  # (B, C)
     valid = valid_labels(labels)  # (B, C)
-    losses = {MULTI_LABEL: F.binary_cross_entropy_with_logits, REGRESSION: F.mse_loss}
+    losses: dict[str, Callable[..., Tensor]] = {
+        MULTI_LABEL: F.binary_cross_entropy_with_logits,
+        REGRESSION: F.mse_loss,
+    }
     loss = losses[problem_type](logits, labels.nan_to_num().to(logits.dtype), reduction="none")  # (B, C)
     return loss.masked_fill(~valid, 0.0).sum()
 
 
-def _refuse_encoder_decoder(text_config: PreTrainedConfig) -> None:
+def _check_backbone(text_config: PreTrainedConfig) -> None:
+    if text_config.model_type == MTLConfig.model_type:
+        raise ValueError(
+            "The backbone is itself a multi-task model. Load it by `MTLModel.from_pretrained`, or save its encoder by "
+            "`model.backbone.save_pretrained(folder)`, its tokenizer too, and take that folder."
+        )
     if text_config.is_encoder_decoder:
         raise ValueError(
             f"Backbone of type {text_config.model_type!r} is an encoder-decoder, whose forward pass needs decoder "
@@ -289,10 +303,17 @@ def _refuse_encoder_decoder(text_config: PreTrainedConfig) -> None:
         )
 
 
+def _set_dropout(text_config: PreTrainedConfig, probability: float) -> None:
+    # Each architecture has names of its own (hidden_dropout_prob, attention_dropout, mlp_dropout ...).
+    for name, value in text_config.to_dict().items():
+        if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool):
+            setattr(text_config, name, float(probability))
+
+
 def _without_pooler(text_config: PreTrainedConfig) -> dict[str, bool]:
     # An unused pooler would be parameters without gradients, which DistributedDataParallel refuses.
-    backbone_class = AutoModel._model_mapping.get(type(text_config), None)
+    # Code from a repository is taken as it is: transformers learns of its class only with the first load.
+    is_known = not text_config.is_remote_code()
+    backbone_class: Any = AutoModel._model_mapping.get(type(text_config), None) if is_known else None
     takes = backbone_class is not None and "add_pooling_layer" in inspect.signature(backbone_class.__init__).parameters
     return {"add_pooling_layer": False} if takes else {}
-
-

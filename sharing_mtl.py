@@ -4,23 +4,38 @@ The file travels with every saved model; see `modeling_mtl.py`.
 """
 
 import contextlib
+import copy
 import os
 import shutil
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from safetensors import SafetensorError
-from transformers import AutoTokenizer
+from transformers import AutoModel, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers.dynamic_module_utils import custom_object_save, get_class_from_dynamic_module
 from transformers.utils.hub import cached_file
+
+try:
+    if not TYPE_CHECKING:  # To a type checker these are top-level modules.
+        from .configuration_mtl import MTLConfig
+except ImportError:
+    # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
+    if __package__:
+        raise
+    from configuration_mtl import MTLConfig
 
 _HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
-class SharingMixin:
-    """Loads, saves and pushes a `PreTrainedModel` together with its tokenizer, its code and a card."""
+class SharingMixin(PreTrainedModel):
+    """Loads, saves and pushes a model together with its tokenizer, its code and a card."""
+
+    config: MTLConfig
+    backbone: PreTrainedModel
+    tokenizer: Any
 
     @classmethod
     def from_pretrained(
@@ -30,8 +45,15 @@ class SharingMixin:
 
         Raises:
             OSError: If a weights file is truncated or corrupt.
+            ValueError: If the backbone is code in the repository, and `trust_remote_code=True` is not given.
         """
         hub = {key: kwargs[key] for key in _HUB_KEYWORDS if kwargs.get(key) is not None}
+        trusted = bool(kwargs.get("trust_remote_code"))
+        if kwargs.get("config") is None and _has_custom_backbone(pretrained_model_name_or_path, hub):
+            config_class: Any = cls.config_class
+            kwargs["config"] = config_class.from_pretrained(pretrained_model_name_or_path, **hub)
+        if hasattr(kwargs.get("config"), "text_config"):
+            kwargs["config"] = _with_backbone_code(kwargs["config"], pretrained_model_name_or_path, hub, trusted)
         try:
             loaded = super().from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         except SafetensorError as error:
@@ -43,13 +65,16 @@ class SharingMixin:
         if pretrained_model_name_or_path is not None and _has_tokenizer(pretrained_model_name_or_path, hub):
             # With the backbone's config at hand the loader neither reads ours again nor asks for trust again.
             text_config = model.config.text_config
-            model.tokenizer = AutoTokenizer.from_pretrained(pretrained_model_name_or_path, config=text_config, **hub)
+            model.tokenizer = AutoTokenizer.from_pretrained(
+                pretrained_model_name_or_path, config=text_config, trust_remote_code=trusted, **hub
+            )
         return loaded
 
-    def save_pretrained(
+    def save_pretrained(  # type: ignore[override]  # What the base has after these is taken by keyword.
         self,
         save_directory: str | os.PathLike[str],
         is_main_process: bool = True,
+        state_dict: dict[str, Any] | None = None,
         push_to_hub: bool = False,
         **kwargs: Any,
     ) -> None:
@@ -60,34 +85,43 @@ class SharingMixin:
         """
         target = Path(save_directory)
         if not is_main_process:
-            super().save_pretrained(target, is_main_process=False, **kwargs)
+            super().save_pretrained(target, is_main_process=False, state_dict=state_dict, **kwargs)
             return
-        names = ("repo_id", "commit_message", "private", "create_pr", "revision")
+        names = ("repo_id", "commit_message", "commit_description", "private", "create_pr", "revision", "tags")
         hub = {name: kwargs.pop(name) for name in names if name in kwargs}
-        with _staged(target) as staging:
-            super().save_pretrained(staging, **kwargs)
+        with _staged(target, _weight_files(kwargs.get("variant"))) as staging:
+            for custom in (self.backbone.config, self.backbone):
+                if custom.is_remote_code():
+                    custom_object_save(custom, staging, config=self.config.text_config)
+            super().save_pretrained(staging, state_dict=state_dict, **kwargs)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(staging)
             if not (target / "README.md").exists():
                 self._default_card().save(staging / "README.md")
         if push_to_hub:
-            self.push_to_hub(hub.pop("repo_id", target.name), token=kwargs.get("token"), **hub)
+            repo_id = hub.pop("repo_id", target.name)
+            self.push_to_hub(repo_id, card=target / "README.md", state_dict=state_dict, **hub, **kwargs)
 
-    def push_to_hub(
+    def push_to_hub(  # type: ignore[override]  # The base's own is a wrapper without a signature.
         self,
         repo_id: str,
         *,
         commit_message: str | None = None,
+        commit_description: str | None = None,
         private: bool | None = None,
         token: bool | str | None = None,
         revision: str | None = None,
         create_pr: bool = False,
+        tags: str | list[str] | None = None,
+        card: str | os.PathLike[str] | None = None,
         **kwargs: Any,
     ) -> str:
         """Uploads code, weights, configuration, tokenizer and card as one commit; a card already there is kept.
 
-        Arguments as in `PreTrainedModel.push_to_hub`; returns the address of the commit.
+        `card` is the file to upload as the card instead of a short one made here. The other arguments as in
+        `PreTrainedModel.push_to_hub`; returns the address of the commit.
         """
+        self.add_model_tags(tags or [])
         api = HfApi(token=token)
         repo_id = api.create_repo(repo_id, private=private, exist_ok=True).repo_id
         if revision is not None:
@@ -95,13 +129,18 @@ class SharingMixin:
         keep_card = api.file_exists(repo_id, "README.md", revision=revision)
         with tempfile.TemporaryDirectory() as folder:
             self.save_pretrained(folder, **kwargs)
+            if card is not None:
+                shutil.copyfile(card, Path(folder, "README.md"))
             commit = api.upload_folder(
                 repo_id=repo_id,
                 folder_path=folder,
                 commit_message=commit_message or f"Upload {type(self).__name__}",
+                commit_description=commit_description,
                 revision=revision,
                 create_pr=create_pr,
                 ignore_patterns=["README.md"] if keep_card else None,
+                # Those of an earlier push that are not replaced.
+                delete_patterns=_weight_files(kwargs.get("variant")),
             )
         return str(commit)
 
@@ -110,17 +149,46 @@ class SharingMixin:
             f"- `{task.name}`: {task.problem_type}" + (f" ({', '.join(task.labels)})" if task.labels else "")
             for task in self.config.tasks
         )
-        data = ModelCardData(
-            library_name="transformers", tags=["multi-task", "sentence-similarity", "text-classification", "mtl"]
-        )
+        tags = ["multi-task", "sentence-similarity", "text-classification", "mtl", *(self.model_tags or [])]
+        data = ModelCardData(library_name="transformers", tags=tags)
         return ModelCard(
             f"---\n{data.to_yaml()}\n---\n\n# Multi-task sentence transformer\n\n"
-            f"One {self.config.text_config.model_type} encoder, one embedding, {len(self.config.tasks)} tasks:\n\n{tasks}"
-            "\n\nNo figures were recorded with this checkpoint.\n\n```python\nfrom transformers import AutoModel\n\n"
+            f"One {self.config.text_config.model_type} encoder, one embedding, {len(self.config.tasks)} tasks:\n\n"
+            f"{tasks}\n\nNo figures were recorded with this checkpoint.\n\n"
+            "```python\nfrom transformers import AutoModel\n\n"
             'model = AutoModel.from_pretrained("<this repository>", trust_remote_code=True)\n'
             'model.encode(["A sentence."])\nmodel.predict(["A sentence."])\n```\n',
             ignore_metadata_errors=False,
         )
+
+
+def _has_custom_backbone(name_or_path: str | os.PathLike[str] | None, hub: dict[str, Any]) -> bool:
+    fields = {} if name_or_path is None else PreTrainedConfig.get_config_dict(name_or_path, **hub)[0]
+    return "AutoConfig" in (fields.get("text_config") or {}).get("auto_map", ())
+
+
+def _with_backbone_code(config: Any, name_or_path: Any, hub: dict[str, Any], trusted: bool) -> Any:
+    """Gives a backbone whose classes are code in the repository these classes; other configs come back as they are."""
+    text_config = config.text_config
+    if not text_config.is_remote_code() or type(text_config) in AutoModel._model_mapping:
+        return config
+    auto_map = text_config.auto_map
+    if not trusted:
+        raise ValueError(
+            f"The backbone of {str(name_or_path)!r} is code in that repository ({sorted(auto_map.values())}). Read "
+            "it, then load with `trust_remote_code=True` to run it."
+        )
+    config_class: Any = get_class_from_dynamic_module(auto_map["AutoConfig"], name_or_path, **hub)
+    model_class: Any = get_class_from_dynamic_module(auto_map["AutoModel"], name_or_path, **hub)
+    config_class.register_for_auto_class()
+    model_class.register_for_auto_class("AutoModel")
+    # By the class, which is this repository's own: another repository's code is another class.
+    AutoModel.register(config_class, model_class, exist_ok=True)
+    config = copy.copy(config)
+    config.text_config = config_class.from_dict(
+        text_config.to_dict(), attn_implementation=text_config._attn_implementation
+    )
+    return config
 
 
 def _has_tokenizer(name_or_path: str | os.PathLike[str], hub: dict[str, Any]) -> bool:
@@ -128,9 +196,19 @@ def _has_tokenizer(name_or_path: str | os.PathLike[str], hub: dict[str, Any]) ->
     return file is not None
 
 
+def _weight_files(variant: str | None) -> list[str]:
+    """Returns patterns of the weight files of a variant: in one file, or in several with their index."""
+    stem, index = (f"model.{variant}", f".{variant}") if variant else ("model", "")
+    return [f"{stem}.safetensors", f"{stem}-*-of-*.safetensors", f"model.safetensors.index{index}.json"]
+
+
 @contextlib.contextmanager
-def _staged(target: Path) -> Iterator[Path]:
-    """Gives a folder to write to; its files replace those of `target` only if the block ends without an error."""
+def _staged(target: Path, superseded: list[str]) -> Iterator[Path]:
+    """Gives a folder to write to; its files replace those of `target` only if the block ends without an error.
+
+    Files of `target` that fit a pattern in `superseded` and are not written again go then: a loader would prefer
+    weights in one file to newer ones in several.
+    """
     target.mkdir(parents=True, exist_ok=True)
     for leftover in target.glob(".saving-*"):  # Of a save that was killed.
         shutil.rmtree(leftover, ignore_errors=True)
@@ -140,7 +218,7 @@ def _staged(target: Path) -> Iterator[Path]:
         written = {file.name for file in staging.iterdir()}
         for file in staging.iterdir():
             os.replace(file, target / file.name)
-        for old in target.glob("model*.safetensors*"):  # Shards of an earlier save in another number of files.
+        for old in [file for pattern in superseded for file in target.glob(pattern)]:
             if old.name not in written:
                 old.unlink()
     finally:

@@ -1,0 +1,155 @@
+"""The benchmark of freezing, on toy rows and a tiny encoder: what it plans, measures, keeps and shows."""
+
+import json
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import SaveBackbone, ToyRows
+
+ROOT = Path(__file__).resolve().parents[1]
+# By path: another installed package may bring a module `benchmarks`.
+FREEZING = runpy.run_path(str(ROOT / "benchmarks" / "freezing.py"))
+CONFIG = {"learning_rate": 2e-4, "head_learning_rate": 1e-3, "seed": 0}
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def settings_file(tmp_path: Path, backbone_dir: SaveBackbone, toy_rows: ToyRows) -> Path:
+    files = {split: tmp_path / f"{split}.jsonl" for split in ("train", "validation", "test")}
+    for seed, file in enumerate(files.values()):
+        file.write_text("".join(json.dumps(row) + "\n" for row in toy_rows(40, seed)), encoding="utf-8")
+    names = ("topic", "sentiment", "valence")
+    tasks = [{"name": name} for name in names[:2]] + [{"name": "valence", "problem_type": "regression"}]
+    source = {"files": {split: str(file) for split, file in files.items()}, "labels": {name: name for name in names}}
+    training = {"per_device_train_batch_size": 8, "train_sampling_strategy": "group_by_length", "use_cpu": True}
+    config = {**CONFIG, **training, "backbone": str(backbone_dir("bert")), "tasks": tasks, "sources": [source]}
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(config), encoding="utf-8")
+    return path
+
+
+@pytest.fixture
+def run(settings_file: Path, tmp_path: Path) -> Run:
+    def run_benchmark(*options: str, max_steps: int = 2) -> dict[str, Any]:
+        common = ["--settings", str(settings_file), "--max_steps", str(max_steps), "--limit", "16"]
+        places = ["--output", str(tmp_path / "freezing.json"), "--work_dir", str(tmp_path / "work")]
+        return FREEZING["main"]([*common, *places, *options])
+
+    return run_benchmark
+
+
+def plan(*strategies: str, repeats: int = 1, **settings: Any) -> list[Any]:
+    return FREEZING["plan"](strategies, repeats, {"config": CONFIG, **settings}, Path("work"))
+
+
+def test_plan_has_every_start_once_and_before_what_goes_on_from_it() -> None:
+    jobs = plan("none/heads_except:a", "none", "none/backbone", repeats=2)
+    names = ["none", "none/heads_except:a", "none/backbone"]
+    assert [(job.strategy, job.seed) for job in jobs] == [(name, seed) for seed in (0, 1) for name in names]
+    assert [job.start for job in jobs] == [start for job in (jobs[0], jobs[3]) for start in (None, *[job.folder] * 2)]
+
+
+def test_plan_gives_each_kind_of_training_its_rates() -> None:
+    rates = {job.strategy: [float(rate) for rate in job.rates[1::2]] for job in plan("backbone", "none/backbone")}
+    assert rates["none"] == [2e-4, 1e-3]
+    assert rates["backbone"] == pytest.approx([2e-4, 1e-3 * FREEZING["FROZEN_BACKBONE_FACTOR"]])
+    assert rates["none/backbone"] == pytest.approx([5e-5, 2.5e-4])
+
+
+def test_folder_is_another_one_for_other_settings() -> None:
+    folders = {plan("none/none", max_steps=steps)[1].folder for steps in (None, 2, 2, 3)}
+    assert len(folders) == 3
+
+
+@pytest.mark.slow
+def test_measures_goes_on_and_shows(run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    report = run("--strategies", "none/heads_except:sentiment")
+    assert json.loads((tmp_path / "freezing.json").read_text()) == report
+    full, one_head = report["runs"]
+    assert [full["strategy"], one_head["strategy"]] == ["none", "none/heads_except:sentiment"]
+    for record in (full, one_head):
+        assert record["training"]["steps"] == 2
+        assert record["training"]["tokens"] > 0
+        assert record["training"]["tokens_per_second"] > 0
+        assert record["peak_memory_mib"] > 0
+        assert record["versions"].keys() >= {"torch", "transformers"}
+        assert record["machine"]["threads"] > 0
+        assert record["results"]["validation"]["rows"] == record["results"]["test"]["rows"] == 16
+        assert record["results"]["test"]["tasks"].keys() == {"topic", "sentiment", "valence"}
+    assert full["parameters"]["trained"] == full["parameters"]["total"]
+    # Of a linear head, weights and biases: 3 topics and 1 valence, on 32 numbers.
+    assert full["parameters"]["trained"] - one_head["parameters"]["trained"] == 4 * 33
+    goes_on_and_shows(run, report, tmp_path, capsys)
+
+
+def goes_on_and_shows(run: Run, report: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run("--strategies", "none", "none/heads_except:sentiment") == report
+    assert "2 trainings, 2 of them done before." in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="measured with other settings"):
+        run("--strategies", "none", max_steps=3)
+    run("--table")
+    printed = capsys.readouterr().out
+    assert "| `none` |" in printed
+    assert "A trial run" in printed
+    document = tmp_path / "transfer.md"
+    document.write_text((ROOT / "docs" / "transfer.md").read_text(encoding="utf-8"), encoding="utf-8")
+    for _ in range(2):
+        run("--write", str(document))
+        begin, end = (document.read_text(encoding="utf-8").partition(FREEZING[name])[2] for name in ("BEGIN", "END"))
+        assert begin == f"\n\n{printed.strip()}\n\n{FREEZING['END']}{end}"
+
+
+def test_all_frozen_is_evaluated_only(settings_file: Path, tmp_path: Path) -> None:
+    measure = runpy.run_path(str(ROOT / "benchmarks" / "freezing_run.py"))["measure"]
+    arguments = [str(settings_file), "--freeze", "all", "--output_dir", str(tmp_path), "--disable_tqdm", "true"]
+    record = measure(arguments, limit=8)
+    assert record["training"] is None
+    assert record["parameters"]["trained"] == 0
+    assert record["results"]["test"]["rows"] == 8
+
+
+def record(strategy: str, seed: int, seconds: float | None, valence: float | None) -> dict[str, Any]:
+    training = {"steps": 7, "seconds": seconds, "tokens": 10, "tokens_per_second": 1234.5}
+    result = {"rows": 2000, "score": 0.5, "tasks": {"topic": 0.9, "valence": valence}}
+    return {
+        "strategy": strategy,
+        "seed": seed,
+        "parameters": {"trained": 250 if seconds else 0, "total": 1000},
+        "training": training if seconds else None,
+        "peak_memory_mib": 700.0,
+        "primary_metrics": {"topic": "accuracy", "valence": "pearson"},
+        "results": {"validation": result, "test": result},
+        "precision": "fp32",
+        "versions": {"torch": "2", "transformers": "5"},
+        "machine": {"cpu": "a processor", "threads": 2, "device": "cpu"},
+    }
+
+
+def test_tables_of_several_seeds() -> None:
+    runs = [record("all", 0, None, None), record("all", 1, None, 0.1)]
+    runs += [record("backbone", 0, 50.0, 0.5), record("backbone", 1, 50.0, 0.5)]
+    runs += [record("none", 0, 90.0, 0.7), record("none", 1, 110.0, 0.8)]
+    lines = FREEZING["tables"]({"settings": {"max_steps": None, "limit": None}, "runs": runs}).splitlines()
+    assert [line.split("|")[1].strip() for line in lines[2:5]] == ["`none`", "`backbone`", "`all`"]
+    assert lines[2] == "| `none` | 250 | 25.00 % | 100 ± 14 | 1.00 | 1,234 ± 0 | 700 ± 0 |"
+    assert lines[3].split(" | ")[4] == "0.50"
+    assert lines[4] == "| `all` | 0 | 0.00 % | - | - | - | 700 ± 0 |"
+    assert lines[8].split(" | ")[2] == "0.750 ± 0.071 / 0.750 ± 0.071"
+    assert lines[10].split(" | ")[2] == "0.100 / 0.100"
+    assert lines[-1].startswith(
+        "Quality is validation / test, on 2,000 / 2,000 rows. Mean ± standard deviation over 2 seeds;"
+    )
+    assert "trial run" not in lines[-1]
+
+
+def test_document_without_markers_is_refused(tmp_path: Path) -> None:
+    document = tmp_path / "other.md"
+    document.write_text("# No markers\n", encoding="utf-8")
+    with pytest.raises(SystemExit, match="lacks the lines"):
+        FREEZING["write_between_markers"](document, "text")

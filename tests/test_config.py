@@ -1,0 +1,241 @@
+"""TaskConfig and MTLConfig: what they refuse, what they fill in, and that a file gives back what was saved."""
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import transformers
+from huggingface_hub.errors import StrictDataclassError
+from transformers import AutoConfig, DebertaV2Config, DistilBertConfig, ModernBertConfig
+
+from configuration_mtl import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SCHEMA_VERSION, MTLConfig, TaskConfig
+
+TOPIC = TaskConfig("topic", labels=("sport", "film", "shop"), weight=0.5, hidden_size=16)
+TAGS = TaskConfig("tags", MULTI_LABEL, labels=("urgent", "thanks"))
+VALENCE = TaskConfig("valence", REGRESSION)
+TASKS = [TOPIC, TAGS, VALENCE]
+
+
+def write_config(folder: Path, **changes: Any) -> Path:
+    """Saves a config and then changes keys of its file, as another release might have written it."""
+    MTLConfig(tasks=TASKS).save_pretrained(folder)
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**fields, **changes}))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"name": "a.b"}, r"Task name 'a\.b' is illegal: .* Rename the task"),
+        ({"name": ""}, "Task name '' is illegal"),
+        ({"name": "1st"}, "Task name '1st' is illegal"),
+        ({"name": "a b"}, "Task name 'a b' is illegal"),
+        ({"name": "tâche"}, "is illegal"),
+        ({"name": "a\n"}, "is illegal"),
+        ({"name": None}, "Task name None is illegal"),
+        ({"name": "train"}, "Task name 'train' is reserved: torch.nn.ModuleDict has an attribute of it"),
+        ({"name": "type"}, "'type' is reserved"),
+        ({"name": "keys"}, "'keys' is reserved"),
+        ({"name": "training"}, "'training' is reserved"),
+        ({"problem_type": "ranking"}, r"Task 'a': problem_type 'ranking' is unknown. Use one of \['single_label_"),
+        ({"weight": -0.1}, "Task 'a': weight must be a finite number >= 0, found -0.1"),
+        ({"weight": float("nan")}, "weight must be a finite number >= 0, found nan"),
+        ({"weight": float("inf")}, "found inf"),
+        ({"weight": True}, "found True"),
+        ({"weight": "1"}, "found '1'"),
+        ({"hidden_size": 0}, "Task 'a': hidden_size must be a positive int, found 0"),
+        ({"hidden_size": 1.5}, "found 1.5"),
+        ({"hidden_size": True}, "hidden_size must be a positive int, found True"),
+        ({"labels": "xy"}, "Task 'a': labels must be a list of non-empty strings, found 'xy'"),
+        ({"labels": ["x", ""]}, "list of non-empty strings"),
+        ({"labels": ["x", 1]}, "list of non-empty strings"),
+        ({"labels": {"x", "y"}}, "list of non-empty strings"),
+        ({"labels": 2}, "list of non-empty strings, found 2"),
+        ({"labels": ["x", "y", "x"]}, r"Task 'a': labels \['x'\] stand more than once. Give each label once"),
+        ({"labels": ["x", "y"], "num_labels": 3}, "Task 'a': num_labels is 3, but 2 labels are named"),
+        ({"labels": ["x"]}, "Task 'a': single_label_classification needs at least 2 labels, found 1.*problem_type"),
+        ({"labels": []}, "at least 2 labels, found 0"),
+        ({"num_labels": 1}, "at least 2 labels, found 1"),
+        ({"num_labels": 2.0}, "found 2.0"),
+        ({"num_labels": True, "problem_type": REGRESSION}, "regression needs at least 1 labels, found True"),
+        (
+            {"num_labels": 0, "problem_type": MULTI_LABEL},
+            "multi_label_classification needs at least 1 labels, found 0",
+        ),
+    ],
+)
+def test_task_refuses(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        TaskConfig(**{"name": "a", **settings})
+
+
+def test_task_fills_in_what_follows() -> None:
+    assert TOPIC.num_labels == 3
+    assert TOPIC.id2label == {0: "sport", 1: "film", 2: "shop"}
+    assert TOPIC.label2id == {"sport": 0, "film": 1, "shop": 2}
+    from_json: dict[str, Any] = {"name": "a", "labels": ["x", "y"]}
+    assert TaskConfig(**from_json).labels == ("x", "y")
+    unnamed = TaskConfig("a", num_labels=2)
+    assert unnamed.labels is None
+    assert unnamed.id2label == {0: "LABEL_0", 1: "LABEL_1"}
+    assert VALENCE.num_labels == 1
+    assert TaskConfig("a", REGRESSION, num_labels=3).num_labels == 3
+    assert TaskConfig("a", REGRESSION, labels=("joy", "fear")).num_labels == 2
+    assert TaskConfig("a", MULTI_LABEL, num_labels=1).is_resolved
+
+
+def test_task_without_labels_is_unresolved_until_they_are_known() -> None:
+    for problem_type in PROBLEM_TYPES:
+        assert TaskConfig("a", problem_type).is_resolved is (problem_type == REGRESSION)
+    assert TaskConfig("a").id2label == {}
+
+
+def test_task_dict_round_trip_through_json() -> None:
+    for task in [*TASKS, TaskConfig("a"), TaskConfig("b-2_c", num_labels=2)]:
+        assert TaskConfig(**json.loads(json.dumps(task.to_dict()))) == task
+    assert TOPIC.to_dict()["labels"] == ["sport", "film", "shop"]
+
+
+def test_config_takes_tasks_and_their_dicts() -> None:
+    config = MTLConfig(tasks=(TOPIC, TAGS.to_dict()))
+    assert config.tasks == [TOPIC, TAGS]
+    assert config.task_names == ["topic", "tags"]
+    assert config.task("tags") == TAGS
+    with pytest.raises(KeyError, match=r"No task 'tgas'; the model has \['topic', 'tags'\]"):
+        config.task("tgas")
+
+
+@pytest.mark.parametrize(
+    "text_config",
+    [
+        {"model_type": "bert", "hidden_size": 32, "num_attention_heads": 4, "vocab_size": 99},
+        DistilBertConfig(dim=32, n_heads=4, dropout=0.0),
+        ModernBertConfig(hidden_size=32, num_attention_heads=2, num_hidden_layers=3, local_attention=8),
+        DebertaV2Config(hidden_size=32, relative_attention=True, pos_att_type=["p2c", "c2p"], pad_token_id=3),
+    ],
+)
+def test_config_saved_and_loaded_is_equal(text_config: Any, tmp_path: Path) -> None:
+    config = MTLConfig(
+        text_config=text_config,
+        tasks=TASKS,
+        pooling="cls",
+        head_dropout=0.25,
+        normalize=False,
+        normalize_for_heads=True,
+        max_seq_length=17,
+    )
+    config.save_pretrained(tmp_path / "one")
+    loaded = MTLConfig.from_pretrained(tmp_path / "one")
+    assert loaded.to_dict() == config.to_dict()
+    assert loaded.tasks == TASKS
+    assert type(loaded.text_config) is type(config.text_config)
+    assert loaded.hidden_size == 32
+    loaded.save_pretrained(tmp_path / "two")
+    again = MTLConfig.from_pretrained(tmp_path / "two")
+    assert again == MTLConfig.from_pretrained(tmp_path / "one")
+    assert (tmp_path / "two/config.json").read_text() == (tmp_path / "one/config.json").read_text()
+
+
+def test_auto_config_loads_the_file_by_its_own_code(tmp_path: Path) -> None:
+    import mtl  # noqa: F401  # registers the local class, which from then on wins over the code in the folder
+
+    write_config(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    assert fields["model_type"] == "mtl"
+    assert fields["auto_map"] == {"AutoConfig": "configuration_mtl.MTLConfig"}
+    assert fields["schema_version"] == SCHEMA_VERSION
+    assert fields["text_config"]["model_type"] == "bert"
+    config = AutoConfig.from_pretrained(tmp_path)
+    assert type(config) is MTLConfig
+    assert config.tasks == TASKS
+    assert type(AutoConfig.from_pretrained(tmp_path, trust_remote_code=True)) is MTLConfig
+
+
+def test_misspelt_keyword_is_told_with_the_nearest_one() -> None:
+    misspelt: dict[str, Any] = {"poling": "cls"}
+    with pytest.raises(TypeError, match=r"MTLConfig has no setting 'poling'\. Did you mean 'pooling'\?"):
+        MTLConfig(**misspelt)
+    unlike_any: dict[str, Any] = {"xyzzy": 1}
+    with pytest.raises(TypeError, match=r"MTLConfig has no setting 'xyzzy'\.$"):
+        MTLConfig(**unlike_any)
+    with pytest.raises(TypeError, match=r"Task 'topic' has no setting 'lables'\. Did you mean 'labels'\?"):
+        MTLConfig(tasks=[{"name": "topic", "lables": ["x", "y"]}])
+    with pytest.raises(TypeError, match=r"Task 'topic' has no setting 'xyzzy'\. Known are \['hidden_size', 'labels'"):
+        MTLConfig(tasks=[{"name": "topic", "xyzzy": 1}])
+    with pytest.raises(TypeError, match="A task is a TaskConfig or a dict of its settings, found 'topic'"):
+        MTLConfig(tasks=["topic"])
+
+
+def test_keywords_of_the_base_class_are_taken() -> None:
+    undeclared: dict[str, Any] = {"attn_implementation": "eager", "name_or_path": "a/b"}
+    config = MTLConfig(tasks=TASKS, output_hidden_states=True, **undeclared)
+    assert config.output_hidden_states
+    assert config.text_config._attn_implementation == "eager"
+    assert config.name_or_path == "a/b"
+
+
+def test_unknown_key_of_a_file_is_kept_with_a_warning(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_config(tmp_path / "one", setting_of_tomorrow=3)
+    # The library's loggers do not hand on what they log.
+    logger = logging.getLogger("transformers")
+    logger.addHandler(caplog.handler)
+    try:
+        config = MTLConfig.from_pretrained(tmp_path / "one")
+    finally:
+        logger.removeHandler(caplog.handler)
+    assert config.setting_of_tomorrow == 3
+    told = [record.getMessage() for record in caplog.records if "setting_of_tomorrow" in record.getMessage()]
+    assert told == ["MTLConfig: key 'setting_of_tomorrow' of config.json is unknown and is kept as it is."]
+    config.save_pretrained(tmp_path / "two")
+    assert json.loads((tmp_path / "two/config.json").read_text())["setting_of_tomorrow"] == 3
+
+
+def test_newer_layout_is_refused(tmp_path: Path) -> None:
+    write_config(tmp_path, schema_version=SCHEMA_VERSION + 1, transformers_version="99.0.0")
+    message = rf"schema_version {SCHEMA_VERSION + 1}, but this code reads at most {SCHEMA_VERSION}.*newer release.*pip"
+    with pytest.raises(ValueError, match=message):
+        MTLConfig.from_pretrained(tmp_path)
+
+
+def test_file_of_this_layout_and_another_transformers_is_read(tmp_path: Path) -> None:
+    write_config(tmp_path, transformers_version="4.99.0")
+    assert MTLConfig.from_pretrained(tmp_path).tasks == TASKS
+    assert MTLConfig(tasks=TASKS).to_dict()["transformers_version"] == transformers.__version__
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"tasks": [TOPIC, TOPIC]}, "Two tasks are named 'topic' and 'topic'"),
+        ({"tasks": [TOPIC, TaskConfig("Topic", num_labels=2)]}, "'topic' and 'Topic'; names must differ by more than"),
+        ({"tasks": [TaskConfig("a")]}, "Task 'a' has neither `labels` nor `num_labels`. Give one of them"),
+        ({"tasks": TOPIC}, "tasks"),
+        ({"head_dropout": 1.0}, r"head_dropout must be in \[0, 1\), found 1.0"),
+        ({"head_dropout": -0.1}, r"head_dropout must be in \[0, 1\), found -0.1"),
+        ({"head_dropout": "0.1"}, "head_dropout"),
+        ({"max_seq_length": 0}, "max_seq_length must be a positive number of tokens, found 0"),
+        ({"max_seq_length": 3.5}, "max_seq_length"),
+        ({"pooling": "median"}, "pooling"),
+        ({"normalize": "yes"}, "normalize"),
+    ],
+)
+def test_config_refuses(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(StrictDataclassError, match=message):
+        MTLConfig(**{"tasks": [TOPIC], **settings})
+
+
+def test_illegal_task_in_a_file_is_refused(tmp_path: Path) -> None:
+    write_config(tmp_path, tasks=[{"name": "train", "num_labels": 2}])
+    with pytest.raises(ValueError, match="Task name 'train' is reserved"):
+        MTLConfig.from_pretrained(tmp_path)
+
+
+def test_config_broken_after_construction_is_not_saved(tmp_path: Path) -> None:
+    config = MTLConfig(tasks=[TOPIC])
+    config.tasks = [TOPIC, TOPIC]
+    with pytest.raises(StrictDataclassError, match="Two tasks are named"):
+        config.save_pretrained(tmp_path)
+    assert not (tmp_path / "config.json").exists()
