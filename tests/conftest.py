@@ -208,13 +208,8 @@ def tiny_model(
         model_type: str = "bert", *, tasks: tuple[TaskConfig, ...] | None = None, **settings: Any
     ) -> MTLModel:
         backbone = tiny_backbone(model_type)
-        used_attention = backbone.config._attn_implementation
-        config = MTLConfig(
-            text_config=backbone.config,
-            tasks=list(tasks or default_tasks),
-            attn_implementation=used_attention,
-            **settings,
-        )
+        settings["attn_implementation"] = backbone.config._attn_implementation
+        config = MTLConfig(text_config=backbone.config, tasks=list(tasks or default_tasks), **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = MTLModel(config)

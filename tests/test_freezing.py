@@ -57,8 +57,9 @@ def test_frozen_modules_have_no_dropout_while_the_rest_trains(tiny_model: MakeMo
     model = tiny_model()
     apply_freezing(model, "lower_layers:1")
     model.train()
-    lower, upper = model.backbone.encoder.layer[0], model.backbone.encoder.layer[1]
-    assert not any(module.training for module in [*model.backbone.embeddings.modules(), *lower.modules()])
+    names = ("embeddings", "encoder.layer.0", "encoder.layer.1")
+    embeddings, lower, upper = (model.backbone.get_submodule(name) for name in names)
+    assert not any(module.training for module in [*embeddings.modules(), *lower.modules()])
     assert all(module.training for module in [*upper.modules(), *model.heads.modules()])
 
 

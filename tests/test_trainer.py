@@ -52,7 +52,7 @@ def test_accumulation_does_not_change_the_gradient(
 ) -> None:
     splits, tasks = toy_splits
     # Without dropout, whose draws depend on the cut; labels are missing unevenly among the micro-batches.
-    settings = {"head_dropout": 0.0}
+    settings: dict[str, Any] = {"head_dropout": 0.0}
     results = []
     for batch_size, steps in ((8, 1), (1, 8), (4, 2)):
         model = tiny_model(tasks=tasks, **settings)
@@ -90,12 +90,12 @@ def test_gradient_is_that_of_the_mean_over_valid_labels(
     batch = trainer.data_collator([splits["train"][row] for row in range(8)])
     reference = tiny_model(tasks=tasks, head_dropout=0.0).eval()
     logits = reference(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-    loss = sum(
+    losses = [
         summed_loss(task.problem_type, logits[task.name], batch["labels"][task.name])
         / valid_labels(batch["labels"][task.name]).sum()
         for task in tasks
-    )
-    loss.backward()
+    ]
+    torch.stack(losses).sum().backward()
     found = _first_gradients(model, splits, tmp_path, per_device_train_batch_size=2, gradient_accumulation_steps=4)
     for name, parameter in reference.named_parameters():
         torch.testing.assert_close(found[name], parameter.grad, rtol=1e-4, atol=2e-6)
@@ -250,15 +250,16 @@ def test_learned_weights_step_once_a_step(tiny_model: MakeModel, toy_splits: Spl
     )
     trainer = MTLTrainer(tiny_model(tasks=tasks), args, train_dataset=splits["train"])
     seen: list[Tensor] = []
+    learned: Any = trainer.weighting.log_variance
 
     class Watch(TrainerCallback):
         def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-            seen.append(trainer.weighting.log_variance.grad.clone())
+            seen.append(learned.grad.clone())
 
     trainer.add_callback(Watch())
     trainer.train()
     # SGD: the parameter is minus the rate times the sum of the gradients of each step alone.
-    torch.testing.assert_close(trainer.weighting.log_variance.detach(), -0.1 * torch.stack(seen).sum(0))
+    torch.testing.assert_close(learned.detach(), -0.1 * torch.stack(seen).sum(0))
     assert any(f"weight_{tasks[0].name}" in entry for entry in trainer.state.log_history)
 
 
@@ -271,7 +272,7 @@ def test_heads_have_their_own_learning_rate(tiny_model: MakeModel, tmp_path: Pat
     assert len(rates) == sum(1 for _ in model.parameters())
     for name, parameter in model.named_parameters():
         assert rates[id(parameter)] == (1e-3 if name.startswith("heads.") else 1e-4)
-    assert decays[id(model.heads["topic"].out_proj.bias)] == 0.0
+    assert decays[id(model.get_parameter("heads.topic.out_proj.bias"))] == 0.0
 
 
 def test_batch_without_any_label_of_a_task(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
