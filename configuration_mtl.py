@@ -166,7 +166,7 @@ class MTLConfig(PreTrainedConfig):
             )
         self._check_keywords(kwargs)
         self.tasks = [_as_task(task) for task in self.tasks]
-        if isinstance(self.text_config, Mapping) and "AutoConfig" in self.text_config.get("auto_map", ()):
+        if isinstance(self.text_config, Mapping) and "AutoConfig" in (self.text_config.get("auto_map") or ()):
             self.text_config = _untrusted(self.text_config)
         super().__post_init__(**kwargs)
         if not self.text_config.is_remote_code():

@@ -164,7 +164,7 @@ class SharingMixin(PreTrainedModel):
 
 def _has_custom_backbone(name_or_path: str | os.PathLike[str] | None, hub: dict[str, Any]) -> bool:
     fields = {} if name_or_path is None else PreTrainedConfig.get_config_dict(name_or_path, **hub)[0]
-    return "AutoConfig" in (fields.get("text_config") or {}).get("auto_map", ())
+    return "AutoConfig" in ((fields.get("text_config") or {}).get("auto_map") or ())
 
 
 def _with_backbone_code(config: Any, name_or_path: Any, hub: dict[str, Any], trusted: bool) -> Any:

@@ -6,8 +6,8 @@
 
 A strategy is a setting of `freeze`, trained from the pretrained encoder with fresh heads; or `first/then`: the setting
 `then`, trained from the model that `first` left. Heads are frozen only there: fresh ones would stay random.
-Each strategy runs in a process of its own (`freezing_run.py`), so that its peak of memory is its own. The machine should
-do nothing else: beside another busy process, torch's threads wait for each other, and steps take several times as long.
+Each strategy runs in a process of its own (`freezing_run.py`), so that its peak of memory is its own. The machine
+should do nothing else: beside another busy process torch's threads wait for each other, and steps take far longer.
 """
 
 import argparse
