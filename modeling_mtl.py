@@ -148,7 +148,7 @@ class MTLModel(SharingMixin, InferenceMixin):
         text_config = AutoConfig.from_pretrained(name_or_path, **hub)
         _check_backbone(text_config)
         if backbone_dropout is not None:
-            _set_dropout(text_config, backbone_dropout)
+            set_dropout(text_config, backbone_dropout)
         MTLConfig(tasks=list(tasks), **settings)  # Bad settings are told before any weight is loaded.
         backbone = AutoModel.from_pretrained(
             name_or_path,
@@ -303,7 +303,8 @@ def _check_backbone(text_config: PreTrainedConfig) -> None:
         )
 
 
-def _set_dropout(text_config: PreTrainedConfig, probability: float) -> None:
+def set_dropout(text_config: PreTrainedConfig, probability: float) -> None:
+    """Sets every dropout of an encoder's configuration to a probability."""
     # Each architecture has names of its own (hidden_dropout_prob, attention_dropout, mlp_dropout ...).
     for name, value in text_config.to_dict().items():
         if "dropout" in name and isinstance(value, int | float) and not isinstance(value, bool):

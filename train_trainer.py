@@ -20,7 +20,7 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.utils import logging as transformers_logging
 
 from configuration_mtl import MTLConfig, TaskConfig
-from modeling_mtl import MTLModel
+from modeling_mtl import MTLModel, set_dropout
 from mtl.arguments import MTLTrainingArguments
 from mtl.card import build_card
 from mtl.checkpoints import last_complete_checkpoint
@@ -127,17 +127,20 @@ def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) 
     """Loads a saved multi-task model with the same tasks, or puts fresh heads on a plain encoder.
 
     Raises:
-        ValueError: If a saved model has other tasks than the settings.
+        OSError: If there is no such folder, and no such repository can be read.
+        ValueError: If a saved model has other tasks, pooling or normalisation than the settings.
     """
     revision, trust = settings.backbone_revision, settings.trust_remote_code
-    config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust)
+    try:
+        config = AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=trust)
+    except OSError as error:
+        raise OSError(
+            f"backbone {path!r}: there is no such folder in {str(Path.cwd())!r}, and the Hub did not give it either. "
+            "A model of your own has to be trained first (`make train` leaves one in outputs/vader). "
+            f"The Hub's answer: {error}"
+        ) from error
     if config.model_type == MTLConfig.model_type:
-        model = MTLModel.from_pretrained(path, revision=revision or "main")
-        saved = {task.name: task.id2label for task in model.config.tasks}
-        wanted = {task.name: task.id2label for task in tasks}
-        if saved != wanted:
-            raise ValueError(f"The model {path!r} has the tasks and labels {saved}, the settings ask for {wanted}.")
-        return model
+        return _load_saved(settings, path, tasks, config)
     return MTLModel.from_backbone(
         path,
         tasks=tasks,
@@ -148,6 +151,34 @@ def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) 
         max_seq_length=settings.max_length,
         revision=revision,
         trust_remote_code=trust,
+    )
+
+
+def _load_saved(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...], config: Any) -> MTLModel:
+    """Loads a saved model; the settings may change how it trains, but not what its heads mean."""
+    meanings = [{task.name: (task.problem_type, task.id2label) for task in some} for some in (config.tasks, tasks)]
+    if meanings[0] != meanings[1]:
+        raise ValueError(
+            f"The model {path!r} has the tasks and labels {meanings[0]}, the settings ask for {meanings[1]}. "
+            "Set them alike."
+        )
+    for name in ("pooling", "normalize_for_heads"):
+        saved, wanted = getattr(config, name), getattr(settings, name)
+        if saved != wanted:
+            raise ValueError(
+                f"The model {path!r} was trained with {name}={saved!r}, the settings ask for {wanted!r}. Set `{name}: "
+                f"{saved}`."
+            )
+    weights = {task.name: task.weight for task in tasks}
+    config.tasks = [dataclasses.replace(task, weight=weights[task.name]) for task in config.tasks]
+    config.head_dropout, config.max_seq_length = settings.head_dropout, settings.max_length
+    if settings.backbone_dropout is not None:
+        set_dropout(config.text_config, settings.backbone_dropout)
+    return MTLModel.from_pretrained(
+        path,
+        config=config,
+        revision=settings.backbone_revision or "main",
+        trust_remote_code=settings.trust_remote_code,
     )
 
 
@@ -188,11 +219,10 @@ def save(
     output = run.output_dir
     run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
     write_report(report, output / "report.json")
-    embedded = settings.backbone == EMBEDDED_BACKBONE
     card = build_card(
         run.trainer.model.config,
         name=run.trainer.args.hub_model_id or output.name,
-        base_model=EMBEDDED_BACKBONE_NAME if embedded else settings.backbone,
+        base_model=_hub_name(settings.backbone),
         datasets=[str(SourceConfig.from_dict(source).name) for source in settings.sources],
         results=results,
         report=report,
@@ -200,6 +230,12 @@ def save(
     )
     card.save(output / "README.md")
     print(f"\nSaved to {output}: the model with its code, report.json, and the card in README.md.")
+
+
+def _hub_name(backbone: str) -> str | None:
+    if backbone == EMBEDDED_BACKBONE:
+        return EMBEDDED_BACKBONE_NAME
+    return None if Path(backbone).is_dir() else backbone
 
 
 def _set_up_logging(args: MTLTrainingArguments) -> None:

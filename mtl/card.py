@@ -16,7 +16,7 @@ def build_card(
     config: MTLConfig,
     *,
     name: str,
-    base_model: str,
+    base_model: str | None,
     datasets: Sequence[str],
     results: Sequence[EvaluationResult],
     report: dict[str, Any],
@@ -27,14 +27,13 @@ def build_card(
     Args:
         config: The model's configuration.
         name: Name of the model.
-        base_model: Name of the backbone.
+        base_model: Name of the backbone on the Hub; none for a folder.
         datasets: Names of the sources.
         results: Results by split; the figures in the metadata are those of the last one.
         report: The report of the run, see `mtl.report`.
         command: The command that trained the model.
     """
     data = ModelCardData(
-        language="en" if base_model.startswith("sentence-transformers/all-MiniLM") else None,
         library_name="transformers",
         base_model=base_model,
         tags=["multi-task", "sentence-similarity", "feature-extraction", "text-classification", "mtl"],
@@ -44,8 +43,8 @@ def build_card(
     body = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {name}\n",
-        f"One `{base_model}` encoder with {len(config.tasks)} task heads on one {config.pooling}-pooled, "
-        f"{config.hidden_size}-dimensional sentence embedding.\n",
+        f"One `{base_model or config.text_config.model_type}` encoder with {len(config.tasks)} task heads on one "
+        f"{config.pooling}-pooled, {config.hidden_size}-dimensional sentence embedding.\n",
         "## Tasks\n",
         "| task | type | outputs | weight |\n|---|---|---|---|",
         *(_task_row(task) for task in config.tasks),

@@ -45,7 +45,7 @@ class Freezing:
         share = 100 * self.num_trainable / self.num_total
         frozen = ", ".join(self.modules) if self.modules else "nothing"
         return (
-            f"freeze={self.setting}: {self.num_trainable:,} of {self.num_total:,} parameters train ({share:.1f} %); "
+            f"freeze={self.setting}: {self.num_trainable:,} of {self.num_total:,} parameters train ({share:.2f} %); "
             f"frozen: {frozen}"
         )
 

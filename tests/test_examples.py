@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from conftest import MakeModel, SaveBackbone, ToyRows
 from transformers.utils import logging
@@ -71,8 +72,9 @@ def test_predict_untrained(capsys: pytest.CaptureFixture[str]) -> None:
         assert sum(prediction["sentiment"]["probabilities"].values()) == pytest.approx(1.0, abs=1e-5)
     assert printed.count("score") == 10
     assert "mean nothing yet: the heads are random" in printed
-    assert predict([]) == predictions
-    assert predict(["--seed", "1"]) != predictions
+    scores = [[prediction["topic"]["score"] for prediction in made] for made in (predictions, predict([]))]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)  # Elsewhere in memory the last bit may round another way.
+    assert predict(["--seed", "1"])[0]["topic"]["score"] != pytest.approx(scores[0][0], abs=1e-6)
 
 
 @pytest.mark.parametrize("setting", ["backbone", "lower_layers:1"])
@@ -135,7 +137,12 @@ def test_adding_a_task_as_docs_transfer_tells(
     exec(compile(second, "transfer.md", "exec"), {})
 
     old, new, joined = (MTLModel.from_pretrained(f"outputs/{name}") for name in ("vader", "urgency", "vader-urgency"))
-    sentence = "A great match, why now?"
     assert joined.config.task_names == [*old.config.task_names, "urgency"]
-    assert joined.predict(sentence) == {**old.predict(sentence), **new.predict(sentence)}
-    assert (joined.encode(sentence) == old.encode(sentence)).all()
+    # Weights and not outputs: the same weights elsewhere in memory may round the last bit in another way.
+    wanted = {**old.state_dict(), **new.heads.state_dict(prefix="heads.")}
+    found = joined.state_dict()
+    assert found.keys() == wanted.keys()
+    assert [name for name, tensor in wanted.items() if not torch.equal(tensor, found[name])] == []
+    sentence = "A great match, why now?"
+    scores = [model.predict(sentence)["topic"]["score"] for model in (old, joined)]
+    assert scores[0] == pytest.approx(scores[1], abs=1e-6)

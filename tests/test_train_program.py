@@ -16,6 +16,7 @@ from transformers import AutoModel
 
 import train_trainer
 from modeling_mtl import MTLModel
+from mtl.settings import parse_settings
 
 ROOT = Path(__file__).parent.parent
 WriteSettings = Callable[..., str]
@@ -94,6 +95,7 @@ def test_run_prints_and_writes_what_it_promises(
 
 def _check_card(folder: Path, report: dict[str, Any]) -> None:
     card = ModelCard.load(folder / "README.md")
+    assert card.data.base_model is None  # A folder of this machine is no name for anyone else.
     figures = {(result.task_name, result.metric_name): result.metric_value for result in card.data.eval_results}
     for task, metrics in report["results"]["test"]["tasks"].items():
         for metric, value in metrics.items():
@@ -131,6 +133,8 @@ def test_a_saved_model_is_trained_further(write_settings: WriteSettings, tmp_pat
         ]
     )
     assert again["results"]["test"]["tasks"] == first["results"]["test"]["tasks"]
+    with pytest.raises(ValueError, match="was trained with pooling='mean', the settings ask for 'cls'"):
+        train_trainer.main([write_settings(pooling="cls"), "--backbone", str(tmp_path / "out")])
     tasks = yaml.safe_load(Path(write_settings()).read_text())["tasks"]
     tasks[1]["labels"] = ["positive", "neutral", "negative"]  # The same ones in another order.
     with pytest.raises(ValueError, match="the settings ask for"):
@@ -185,3 +189,20 @@ def test_push_to_hub(write_settings: WriteSettings, tmp_path: Path) -> None:
     assert not [name for name in files if name.startswith("checkpoint-") or name.endswith((".pt", ".bin"))]
     assert files["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
     assert b"hf_dummy" not in files["report.json"] + files["training_args.json"]
+
+
+def test_settings_reach_a_saved_model(write_settings: WriteSettings, tmp_path: Path) -> None:
+    train_trainer.main([write_settings(num_train_epochs=1)])
+    settings = write_settings(head_dropout=0.3, max_length=16, backbone_dropout=0.2, pooling="mean")
+    run, args = parse_settings([settings, "--backbone", str(tmp_path / "out")])
+    run.tasks[0]["weight"] = 0.25
+    model = train_trainer.prepare(run, args).trainer.model
+    assert [task.weight for task in model.config.tasks] == [0.25, 1.0, 1.0, 1.0]
+    assert (model.dropout.p, model.config.max_seq_length) == (0.3, 16)
+    assert model.config.text_config.hidden_dropout_prob == 0.2
+    assert model.tokenizer is not None
+
+
+def test_backbone_that_is_not_there(write_settings: WriteSettings) -> None:
+    with pytest.raises(OSError, match="backbone 'outputs/none': there is no such folder in"):
+        train_trainer.main([write_settings(backbone="outputs/none")])
