@@ -12,9 +12,11 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+from documents import write_between, write_json
+
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = "configs/vader.yaml"
-MARKERS = ("<!-- embedded:begin -->", "<!-- embedded:end -->")
+BEGIN, END = "<!-- embedded:begin -->", "<!-- embedded:end -->"
 COLUMNS = (("topic", "accuracy"), ("sentiment", "accuracy"), ("valence", "pearson"))
 
 
@@ -31,12 +33,11 @@ def main(argv: list[str] | None = None) -> None:
         if str(seed) not in results:
             sys.stderr.write(f"seed {seed}: run {number} of {len(options.seeds)}\n")
             results[str(seed)] = run(seed, options.overrides)
-            options.output.parent.mkdir(parents=True, exist_ok=True)
-            options.output.write_text(json.dumps(results, indent=2) + "\n")
+            write_json(results, options.output)
     text = table(results)
     sys.stdout.write(text + "\n")
     if options.write is not None:
-        write_between(options.write, MARKERS, text)
+        write_between(options.write, BEGIN, END, text)
 
 
 def run(seed: int, overrides: list[str]) -> dict[str, Any]:
@@ -69,20 +70,6 @@ def table(results: dict[str, Any]) -> str:
         f"transformers {versions['transformers']})."
     )
     return "\n".join(lines)
-
-
-def write_between(path: Path, markers: tuple[str, str], text: str) -> None:
-    """Puts text between two markers of a file.
-
-    Raises:
-        ValueError: If the file does not have the two markers, once each.
-    """
-    content = path.read_text(encoding="utf-8")
-    if any(content.count(marker) != 1 for marker in markers):
-        raise ValueError(f"{path} must have the markers {markers} once each. Add them where the table is to stand.")
-    before, rest = content.split(markers[0])
-    after = rest.split(markers[1])[1]
-    path.write_text(f"{before}{markers[0]}\n{text}\n{markers[1]}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml  # Nothing heavier: on Linux the peak of a process begins at what the one that starts it has held.
+from documents import write_between, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path(__file__).resolve().with_name("freezing_run.py")
@@ -73,7 +74,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     if args.table:
         print(tables(report))
     if args.write is not None:
-        write_between_markers(args.write, tables(report))
+        write_between(args.write, BEGIN, END, tables(report))
     return report
 
 
@@ -94,7 +95,7 @@ def measure(args: argparse.Namespace) -> dict[str, Any]:
         record = _run(job, args, save=job.folder in starts)
         others = [run for run in report["runs"] if (run["strategy"], run["seed"]) != (job.strategy, job.seed)]
         report["runs"] = [*others, record]
-        _write(report, args.output)
+        write_json(report, args.output)
         print(f"  {_summary(record)}", flush=True)
     return report
 
@@ -233,29 +234,8 @@ def _circumstances(report: Mapping[str, Any]) -> str:
     return f"Quality is validation / test, on {rows} rows. {spread}; steps: {steps:,}. Measured on {where}.{note}"
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    """Puts a text between the markers of a file.
-
-    Raises:
-        SystemExit: If the file does not have both markers, in their order.
-    """
-    content = path.read_text(encoding="utf-8")
-    before, begin, rest = content.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise SystemExit(f"{path} lacks the lines {BEGIN} and {END}. Put them where the tables belong.")
-    path.write_text(f"{before}{BEGIN}\n\n{text}\n\n{END}{after}", encoding="utf-8")
-
-
 def _read(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"runs": []}
-
-
-def _write(report: Mapping[str, Any], path: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(report, indent=2, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(draft, path)
 
 
 def _parser() -> argparse.ArgumentParser:

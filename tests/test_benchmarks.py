@@ -13,6 +13,7 @@ from conftest import SaveBackbone, ToyRows
 ROOT = Path(__file__).resolve().parents[1]
 # By path: another installed package may bring a module `benchmarks`.
 FREEZING = runpy.run_path(str(ROOT / "benchmarks" / "freezing.py"))
+EMBEDDED = runpy.run_path(str(ROOT / "benchmarks" / "embedded.py"))
 CONFIG = {"learning_rate": 2e-4, "head_learning_rate": 1e-3, "seed": 0}
 
 Run = Callable[..., dict[str, Any]]
@@ -153,3 +154,30 @@ def test_document_without_markers_is_refused(tmp_path: Path) -> None:
     document.write_text("# No markers\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="lacks the lines"):
         FREEZING["write_between_markers"](document, "text")
+
+
+def test_table_of_the_embedded_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def figures(accuracy: float, pearson: float) -> dict[str, Any]:
+        tasks = {"topic": {"accuracy": accuracy}, "sentiment": {"accuracy": 0.8}, "valence": {"pearson": pearson}}
+        return {
+            "results": {"test": {"tasks": tasks}},
+            "training": {"train_runtime": 360.4},
+            "precision": "fp32",
+            "peak_memory_mib": 1800.2,
+            "versions": {"torch": "2", "transformers": "5"},
+            "machine": {"cpu_count": 2, "platform": "Linux"},
+        }
+
+    output, document = tmp_path / "embedded.json", tmp_path / "README.md"
+    output.write_text(json.dumps({"1": figures(0.94, 0.85), "0": figures(0.96, 0.87)}))
+    document.write_text("before\n<!-- embedded:begin -->\nold\n<!-- embedded:end -->\nafter\n")
+    EMBEDDED["main"](["--seeds", "0", "1", "--output", str(output), "--write", str(document)])  # Nothing left to run.
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2] == "| 0 | 0.9600 | 0.8000 | 0.8700 | 360 | 1800 |"
+    assert lines[4] == "| mean | 0.9500 | 0.8000 | 0.8600 | | |"
+    written = document.read_text()
+    assert written.startswith("before\n<!-- embedded:begin -->\n\n| seed |")
+    assert written.endswith("<!-- embedded:end -->\nafter\n")
+    assert "old" not in written
+    with pytest.raises(SystemExit, match="lacks the lines"):
+        EMBEDDED["main"](["--seeds", "0", "--output", str(output), "--write", str(output)])

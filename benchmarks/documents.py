@@ -1,0 +1,27 @@
+"""How a benchmark keeps its figures, and puts a table of them into a document."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+
+def write_json(value: Any, path: Path) -> None:
+    """Writes a JSON file in one step, so that an interrupted write leaves the old one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".tmp")
+    draft.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def write_between(path: Path, begin: str, end: str, text: str) -> None:
+    """Puts a text between two markers of a file.
+
+    Raises:
+        SystemExit: If the file does not have both markers, in their order.
+    """
+    before, found_begin, rest = path.read_text(encoding="utf-8").partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise SystemExit(f"{path} lacks the lines {begin} and {end}. Put them where the tables belong.")
+    path.write_text(f"{before}{begin}\n\n{text}\n\n{end}{after}", encoding="utf-8")
