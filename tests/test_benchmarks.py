@@ -153,7 +153,7 @@ def test_document_without_markers_is_refused(tmp_path: Path) -> None:
     document = tmp_path / "other.md"
     document.write_text("# No markers\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="lacks the lines"):
-        FREEZING["write_between_markers"](document, "text")
+        FREEZING["write_between"](document, FREEZING["BEGIN"], FREEZING["END"], "text")
 
 
 def test_table_of_the_embedded_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
