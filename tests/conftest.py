@@ -27,7 +27,7 @@ from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedToken
 
 from configuration_mtl import MULTI_LABEL, REGRESSION, MTLConfig, TaskConfig  # noqa: E402
 from modeling_mtl import MTLModel  # noqa: E402
-from mtl.data import SourceConfig, load_sources, tokenize_splits  # noqa: E402
+from mtl.data import SourceConfig, label_column, load_sources, tokenize_splits  # noqa: E402
 
 TOPICS = {"sport": "match team goal", "film": "actor scene plot", "shop": "price order refund"}
 SENTIMENTS = {"negative": "awful sad broken", "neutral": "plain usual average", "positive": "great happy lovely"}
@@ -187,6 +187,16 @@ def backbone_dir(tmp_path: Path, tiny_backbone: MakeBackbone, tiny_tokenizer: Pr
         return folder
 
     return save_backbone
+
+
+UNCUT: dict[str, Any] = {"validation_fraction": 0.0, "test_fraction": 0.0}
+
+
+def load_column(path: Path, task: TaskConfig, **settings: Any) -> tuple[list[Any], TaskConfig]:
+    """Returns the labels and the task of a file of one task, whose column bears the task's name, without cuts."""
+    source = SourceConfig(str(path), labels={task.name: task.name}, **settings)
+    splits, (resolved,) = load_sources([source], [task], **UNCUT)
+    return splits["train"][:][label_column(task.name)], resolved
 
 
 class MakeModel(Protocol):

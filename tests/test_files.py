@@ -9,23 +9,14 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
-from conftest import ToyRows
+from conftest import UNCUT, ToyRows, load_column
 from datasets import DatasetDict
 
 from configuration_mtl import IGNORE_INDEX, TaskConfig
 from mtl.data import load_sources
-from mtl.labels import label_column
 from mtl.sources import SourceConfig
 
 TOPIC = TaskConfig("topic")
-UNCUT: dict[str, Any] = {"validation_fraction": 0.0, "test_fraction": 0.0}
-
-
-def load_column(path: Path, task: TaskConfig, **settings: Any) -> tuple[list[Any], TaskConfig]:
-    """Returns the labels and the task of a file of one task, whose column bears the task's name, without cuts."""
-    source = SourceConfig(str(path), labels={task.name: task.name}, **settings)
-    splits, (resolved,) = load_sources([source], [task], **UNCUT)
-    return splits["train"][:][label_column(task.name)], resolved
 
 
 def write_file(rows: list[dict[str, Any]], path: Path) -> Path:

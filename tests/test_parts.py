@@ -5,23 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import WriteRows
+from conftest import UNCUT, WriteRows, load_column
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from configuration_mtl import IGNORE_INDEX, REGRESSION, TaskConfig
 from mtl.data import load_sources
-from mtl.labels import label_column
 from mtl.sources import SourceConfig
 
 TOPIC = TaskConfig("topic")
-UNCUT: dict[str, Any] = {"validation_fraction": 0.0, "test_fraction": 0.0}
-
-
-def load_column(path: Path, task: TaskConfig, **settings: Any) -> tuple[list[Any], TaskConfig]:
-    """Returns the labels and the task of a file of one task, whose column bears the task's name, without cuts."""
-    source = SourceConfig(str(path), labels={task.name: task.name}, **settings)
-    splits, (resolved,) = load_sources([source], [task], **UNCUT)
-    return splits["train"][:][label_column(task.name)], resolved
 
 
 def test_text_and_labels_under_other_names(write: WriteRows) -> None:
