@@ -42,13 +42,12 @@ class EvaluationResult:
     def to_dict(self) -> dict[str, Any]:
         """Returns the figures as JSON-ready values; an undefined one is None."""
         tasks = {
-            name: {key: _json_number(value) for key, value in metrics.items()}
-            for name, metrics in self.metrics.items()
+            name: {key: json_number(value) for key, value in metrics.items()} for name, metrics in self.metrics.items()
         }
         return {
             "split": self.split,
             "num_rows": self.num_rows,
-            "score": _json_number(self.score),
+            "score": json_number(self.score),
             "primary_metrics": self.primary,
             "tasks": tasks,
             "seconds": round(self.seconds, 3),
@@ -119,5 +118,6 @@ def _mean_loss(task: TaskConfig, logits: torch.Tensor, labels: torch.Tensor) -> 
     return (total / valid_labels(labels).sum()).item()
 
 
-def _json_number(value: float) -> float | int | None:
+def json_number(value: float) -> float | int | None:
+    """Returns a figure as JSON can hold it: an undefined or infinite one is None."""
     return value if isinstance(value, int) or math.isfinite(value) else None

@@ -12,7 +12,7 @@ from typing import Any
 
 from configuration_mtl import TaskConfig
 from mtl.arguments import MTLTrainingArguments
-from mtl.evaluation import EvaluationResult
+from mtl.evaluation import EvaluationResult, json_number
 from mtl.freezing import Freezing
 
 _PACKAGES = ("torch", "transformers", "datasets", "accelerate", "evaluate", "huggingface_hub", "scikit-learn")
@@ -53,7 +53,7 @@ def build_report(
         "precision": args.precision_in_use,
         "training": training,
         "peak_memory_mib": round(peak_memory_mib(), 1),
-        "history": list(history),
+        "history": [{key: json_number(value) for key, value in entry.items()} for entry in history],
         "results": {result.split: result.to_dict() for result in results},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
         "machine": {"platform": platform.platform(), "cpu_count": os.cpu_count(), "device": str(args.device)},

@@ -206,3 +206,15 @@ def test_settings_reach_a_saved_model(write_settings: WriteSettings, tmp_path: P
 def test_backbone_that_is_not_there(write_settings: WriteSettings) -> None:
     with pytest.raises(OSError, match="backbone 'outputs/none': there is no such folder in"):
         train_trainer.main([write_settings(backbone="outputs/none")])
+
+
+def test_undefined_metric_does_not_cost_the_report(write_settings: WriteSettings, tmp_path: Path) -> None:
+    # Without a labelled row that differs from the others, the correlation on validation is nan.
+    path = tmp_path / "dev.jsonl"
+    settings = write_settings(num_train_epochs=1)
+    rows = [{**json.loads(line), "valence": 1.0} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    train_trainer.main([settings])
+    saved = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=pytest.fail)
+    assert saved["results"]["validation"]["tasks"]["valence"]["pearson"] is None
+    assert None in [entry.get("eval_valence_pearson", 0.0) for entry in saved["history"]]
