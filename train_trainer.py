@@ -26,7 +26,7 @@ from mtl.card import build_card
 from mtl.checkpoints import last_complete_checkpoint
 from mtl.console import ProgressReport, metrics_table, sample_lines, true_labels
 from mtl.data import SourceConfig, load_sources, tokenize_splits
-from mtl.evaluation import EvaluationResult, evaluate_split
+from mtl.evaluation import EvaluationResult, evaluate_split, evaluation_of_final_model
 from mtl.report import build_report, write_report
 from mtl.settings import (
     EMBEDDED_BACKBONE,
@@ -73,11 +73,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     set_seed(args.seed)  # The fresh heads are drawn before the trainer sets the seed.
     run = prepare(settings, args)
     training = train(run, args)
-    results = [
-        evaluate_split(run.trainer, run.splits[split], split, run.tasks)
-        for split in ("validation", "test")
-        if split in run.splits
-    ]
+    results = measure(run)
     report = build_report(
         args,
         tasks=run.tasks,
@@ -194,6 +190,17 @@ def train(run: Run, args: MTLTrainingArguments) -> dict[str, Any]:
     started = time.perf_counter()
     output = run.trainer.train(resume_from_checkpoint=resume)
     return {**output.metrics, "steps": output.global_step, "wall_seconds": round(time.perf_counter() - started, 1)}
+
+
+def measure(run: Run) -> list[EvaluationResult]:
+    """Returns the results on validation, where training has measured this model already if it could, and on test."""
+    results = []
+    if "validation" in run.splits:
+        arguments = (run.trainer, run.splits["validation"], "validation", run.tasks)
+        results.append(evaluation_of_final_model(*arguments) or evaluate_split(*arguments))
+    if "test" in run.splits:
+        results.append(evaluate_split(run.trainer, run.splits["test"], "test", run.tasks))
+    return results
 
 
 def show(run: Run, results: Sequence[EvaluationResult], num_samples: int) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
+import yaml
 from documents import write_between, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -28,13 +29,16 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="File with the markers between which the table goes.")
     parser.add_argument("overrides", nargs="*", help="Further settings, after --, as for train_trainer.py.")
     options = parser.parse_args(argv)
-    results = json.loads(options.output.read_text()) if options.output.is_file() else {}
+    settings = {"config": yaml.safe_load((ROOT / SETTINGS).read_text()), "overrides": options.overrides}
+    report = json.loads(options.output.read_text()) if options.output.is_file() else {"settings": settings, "runs": {}}
+    if report["settings"] != settings:
+        raise SystemExit(f"{options.output} was measured with other settings. Give another --output, or move it away.")
     for number, seed in enumerate(options.seeds, start=1):
-        if str(seed) not in results:
+        if str(seed) not in report["runs"]:
             sys.stderr.write(f"seed {seed}: run {number} of {len(options.seeds)}\n")
-            results[str(seed)] = run(seed, options.overrides)
-            write_json(results, options.output)
-    text = table(results)
+            report["runs"][str(seed)] = run(seed, options.overrides)
+            write_json(report, options.output)
+    text = table(report["runs"])
     sys.stdout.write(text + "\n")
     if options.write is not None:
         write_between(options.write, BEGIN, END, text)

@@ -32,7 +32,7 @@ STRATEGIES = (
     "none", "lower_layers:2", "lower_layers:4", "backbone", "all",
     "none/none", "none/heads_except:sentiment", "none/heads:sentiment", "none/backbone",
 )  # fmt: skip
-FROZEN_BACKBONE_FACTOR = 10.0
+FROZEN_BACKBONE_FACTOR = 5.0
 """Fresh heads that train alone bear a higher rate: `head_learning_rate` times this, chosen on validation."""
 CONTINUED_FACTOR = 0.25
 """A trained model is moved less than a fresh one: both learning rates times this."""

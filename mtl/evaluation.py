@@ -1,8 +1,8 @@
 """Predictions and labels of a data set to the metrics of every task, and to one score over them."""
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from transformers import EvalPrediction, Trainer
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import summed_loss, valid_labels
-from mtl.metrics import PRIMARY_METRIC, aggregate_score, compute_task_metrics
+from mtl.metrics import METRICS, PRIMARY_METRIC, aggregate_score, compute_task_metrics
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,6 @@ class EvaluationResult:
         score: Mean over tasks of the primary metric.
         metrics: For each task its metrics, with `loss` (unweighted mean) and `support` (labelled rows).
         primary: Name of each task's primary metric.
-        logits: Outputs of each task's head, in the order of the rows. Shape (N, C) each.
-        labels: Labels, missing ones as in the batches. Shape (N,) or (N, C) each.
         seconds: Wall-clock time of the pass over the split.
     """
 
@@ -35,9 +33,34 @@ class EvaluationResult:
     score: float
     metrics: dict[str, dict[str, float]]
     primary: dict[str, str]
-    logits: dict[str, np.ndarray] = field(repr=False)
-    labels: dict[str, np.ndarray] = field(repr=False)
     seconds: float
+
+    @classmethod
+    def from_log(
+        cls, log: Mapping[str, float], tasks: Sequence[TaskConfig], *, split: str, num_rows: int, prefix: str
+    ) -> "EvaluationResult":
+        """Reads what a Trainer logged of an evaluation with [`EvaluationMetrics`].
+
+        Args:
+            log: The flat metrics.
+            tasks: The tasks.
+            split: Name of the split that was evaluated.
+            num_rows: Rows in it.
+            prefix: The `metric_key_prefix` of the evaluation.
+        """
+        metrics = {}
+        for task in tasks:
+            keys = [*(metric.key for metric in METRICS[task.problem_type]), "loss", "support"]
+            names = {key: _prefixed(f"{task.name}_{key}", prefix) for key in keys}
+            metrics[task.name] = {key: log[name] for key, name in names.items() if name in log}
+        return cls(
+            split=split,
+            num_rows=num_rows,
+            score=log[_prefixed("score", prefix)],
+            metrics=metrics,
+            primary={task.name: PRIMARY_METRIC[task.problem_type] for task in tasks},
+            seconds=log[f"{prefix}_runtime"],
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Returns the figures as JSON-ready values; an undefined one is None."""
@@ -93,24 +116,38 @@ def evaluate_split(trainer: Trainer, dataset: Dataset, split: str, tasks: Sequen
     """Runs a trainer's model over a split and measures every task.
 
     Args:
-        trainer: The trainer; its `predict` keeps the order of the rows.
+        trainer: The trainer.
         dataset: The tokenised split.
         split: Its name, for the result.
         tasks: The tasks.
     """
-    output: Any = trainer.predict(dataset, metric_key_prefix=split)
-    computer = EvaluationMetrics(tasks)
-    metrics = computer.by_task(output.predictions, output.label_ids)
-    return EvaluationResult(
-        split=split,
-        num_rows=len(dataset),
-        score=aggregate_score(metrics, computer.primary),
-        metrics=metrics,
-        primary=computer.primary,
-        logits=output.predictions,
-        labels=output.label_ids,
-        seconds=output.metrics[f"{split}_runtime"],
-    )
+    output = trainer.predict(dataset, metric_key_prefix=split)
+    return EvaluationResult.from_log(output.metrics or {}, tasks, split=split, num_rows=len(dataset), prefix=split)
+
+
+def evaluation_of_final_model(
+    trainer: Trainer, dataset: Dataset, split: str, tasks: Sequence[TaskConfig]
+) -> EvaluationResult | None:
+    """Returns what training has measured of the model that it ended with, or None if it has not.
+
+    Args:
+        trainer: The trainer, after training; its best model is the one it holds if it was to load that.
+        dataset: The split on which it evaluated.
+        split: Its name, for the result.
+        tasks: The tasks.
+    """
+    state = trainer.state
+    loads_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
+    step = state.best_global_step if loads_best else state.global_step
+    logs = [log for log in state.log_history if log["step"] == step and "eval_score" in log]
+    if not logs:
+        return None
+    return EvaluationResult.from_log(logs[-1], tasks, split=split, num_rows=len(dataset), prefix="eval")
+
+
+def _prefixed(name: str, prefix: str) -> str:
+    # The Trainer leaves a name alone that begins with the prefix already: a task can be called `test_part`.
+    return name if name.startswith(f"{prefix}_") else f"{prefix}_{name}"
 
 
 def _mean_loss(task: TaskConfig, logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -7,6 +7,7 @@ A value that is mathematically undefined is `nan`, never an exception and never 
 
 import logging
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
@@ -26,7 +27,7 @@ PROBABILITY_THRESHOLD = 0.5
 _FLOATS = datasets.Sequence(datasets.Value("float64"))
 
 
-class _ScoreMetric(evaluate.Metric):
+class _ScoreMetric(evaluate.Metric, ABC):
     """One number from predictions and references, held in memory.
 
     `evaluate` writes what a metric is fed to `$HF_METRICS_CACHE` (`$HF_HOME/metrics`), beside a lock that it leaves
@@ -45,9 +46,9 @@ class _ScoreMetric(evaluate.Metric):
         super().__init__(config_name, in_memory, *args, **kwargs)
 
     @classmethod
+    @abstractmethod
     def score(cls, predictions: np.ndarray, references: np.ndarray) -> float:
         """Compute the number from at least one row."""
-        raise NotImplementedError
 
     def _info(self) -> evaluate.MetricInfo:
         features = [datasets.Features(predictions=option, references=option) for option in self.feature_options]
@@ -118,9 +119,9 @@ class _ColumnMetric(_ScoreMetric):
     skips_undefined: ClassVar[bool]
 
     @classmethod
+    @abstractmethod
     def column_score(cls, predictions: np.ndarray, references: np.ndarray) -> float:
         """Compute the number of one label or output from its labelled rows (N,), (N,)."""
-        raise NotImplementedError
 
     @classmethod
     def score(cls, predictions: np.ndarray, references: np.ndarray) -> float:

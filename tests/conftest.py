@@ -1,9 +1,10 @@
-"""Shared fixtures: a tiny tokenizer, tiny random backbones, four tasks, and rows from which these can be learned."""
+"""Shared fixtures: a tiny tokenizer, tiny random backbones and models, four tasks, and rows to learn these from."""
 
 import json
 import os
 import random
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,7 +24,10 @@ import pytest  # noqa: E402
 import torch  # noqa: E402
 from datasets import DatasetDict  # noqa: E402
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
-from transformers import AutoConfig, AutoModel, PreTrainedModel, PreTrainedTokenizerFast  # noqa: E402
+from transformers import AutoConfig, AutoModel, BatchEncoding, PreTrainedModel, PreTrainedTokenizerFast  # noqa: E402
+
+# Before they are imported, so that an assert of theirs that fails shows its values.
+pytest.register_assert_rewrite("checks", "saved_folders")
 
 from configuration_mtl import MULTI_LABEL, REGRESSION, MTLConfig, TaskConfig  # noqa: E402
 from modeling_mtl import MTLModel  # noqa: E402
@@ -33,6 +37,12 @@ TOPICS = {"sport": "match team goal", "film": "actor scene plot", "shop": "price
 SENTIMENTS = {"negative": "awful sad broken", "neutral": "plain usual average", "positive": "great happy lovely"}
 TAGS = {"urgent": "now", "question": "why", "thanks": "grateful", "link": "website"}
 VALENCES = {"negative": -2.0, "neutral": 0.0, "positive": 2.0}
+SENTENCES = [
+    "match team goal now",
+    "price",
+    "a plain usual average scene, actor plot and a website",
+    "why refund order",
+]
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 _SIZES = {
@@ -125,6 +135,17 @@ def write(tmp_path: Path) -> WriteRows:
     return write_rows
 
 
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets every connection fail."""
+
+    def refuse(*args: Any, **kwargs: Any) -> None:
+        raise AssertionError(f"a test opened a connection: {args}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
 @pytest.fixture(scope="session")
 def tasks() -> tuple[TaskConfig, ...]:
     """Gives the four tasks of the toy rows, with their labels."""
@@ -203,7 +224,7 @@ class MakeModel(Protocol):
     """Builds a tiny model on the four tasks; keywords are settings of its configuration."""
 
     def __call__(
-        self, model_type: str = "bert", *, tasks: tuple[TaskConfig, ...] | None = None, **settings: Any
+        self, model_type: str = "bert", *, tasks: Sequence[TaskConfig] | None = None, **settings: Any
     ) -> MTLModel: ...
 
 
@@ -215,7 +236,7 @@ def tiny_model(
     default_tasks = tasks
 
     def make_model(
-        model_type: str = "bert", *, tasks: tuple[TaskConfig, ...] | None = None, **settings: Any
+        model_type: str = "bert", *, tasks: Sequence[TaskConfig] | None = None, **settings: Any
     ) -> MTLModel:
         backbone = tiny_backbone(model_type)
         settings["attn_implementation"] = backbone.config._attn_implementation
@@ -227,6 +248,33 @@ def tiny_model(
         return model
 
     return make_model
+
+
+@pytest.fixture
+def make_model(backbone_dir: SaveBackbone, tasks: tuple[TaskConfig, ...]) -> MakeModel:
+    """Gives a function that puts heads on a saved tiny encoder, without dropout in them unless asked for.
+
+    Another `seed` gives other weights.
+    """
+
+    def make(model_type: str = "bert", *, seed: int = 0, **settings: Any) -> MTLModel:
+        torch.manual_seed(seed + 1)
+        settings = {"tasks": tasks, "head_dropout": 0.0, **settings}
+        return MTLModel.from_backbone(backbone_dir(model_type, seed=seed), **settings)
+
+    return make
+
+
+@pytest.fixture
+def model(make_model: MakeModel) -> MTLModel:
+    """Gives a tiny model."""
+    return make_model()
+
+
+@pytest.fixture
+def inputs(tiny_tokenizer: PreTrainedTokenizerFast) -> BatchEncoding:
+    """Gives the padded sentences."""
+    return tiny_tokenizer(SENTENCES, padding=True, return_tensors="pt")
 
 
 @pytest.fixture

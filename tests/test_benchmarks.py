@@ -169,7 +169,9 @@ def test_table_of_the_embedded_default(tmp_path: Path, capsys: pytest.CaptureFix
         }
 
     output, document = tmp_path / "embedded.json", tmp_path / "README.md"
-    output.write_text(json.dumps({"1": figures(0.94, 0.85), "0": figures(0.96, 0.87)}))
+    settings = {"config": yaml.safe_load((ROOT / "configs" / "vader.yaml").read_text()), "overrides": []}
+    runs = {"1": figures(0.94, 0.85), "0": figures(0.96, 0.87)}
+    output.write_text(json.dumps({"settings": settings, "runs": runs}))
     document.write_text("before\n<!-- embedded:begin -->\nold\n<!-- embedded:end -->\nafter\n")
     EMBEDDED["main"](["--seeds", "0", "1", "--output", str(output), "--write", str(document)])  # Nothing left to run.
     lines = capsys.readouterr().out.splitlines()
@@ -181,3 +183,5 @@ def test_table_of_the_embedded_default(tmp_path: Path, capsys: pytest.CaptureFix
     assert "old" not in written
     with pytest.raises(SystemExit, match="lacks the lines"):
         EMBEDDED["main"](["--seeds", "0", "--output", str(output), "--write", str(output)])
+    with pytest.raises(SystemExit, match="other settings"):
+        EMBEDDED["main"](["--seeds", "0", "--output", str(output), "--", "--learning_rate", "1"])

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checks import output_layer
 from conftest import SaveBackbone
 from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, processors
@@ -35,13 +36,6 @@ def assert_close(actual: np.ndarray | Tensor, expected: np.ndarray | Tensor | fl
     """Asserts that numbers differ by no more than float32 sums of some numbers below 4 do in another order."""
     left, right = (torch.as_tensor(numbers).detach().numpy() for numbers in (actual, expected))
     np.testing.assert_allclose(left, right, atol=1e-6, rtol=0.0)
-
-
-def output_layer(model: MTLModel, task: str) -> nn.Linear:
-    """Returns the last layer of a task's head."""
-    layer = model.heads.get_submodule(f"{task}.out_proj")
-    assert isinstance(layer, nn.Linear)
-    return layer
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from transformers import TrainerCallback
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel, summed_loss, valid_labels
 from mtl.arguments import MTLTrainingArguments
-from mtl.evaluation import evaluate_split
+from mtl.evaluation import evaluate_split, evaluation_of_final_model
 from mtl.trainer import WEIGHTING_NAME, MTLTrainer
 
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
@@ -154,14 +155,13 @@ def test_predictions_keep_the_order_of_the_rows(tiny_model: MakeModel, toy_split
     model = tiny_model(tasks=tasks)
     trainer = MTLTrainer(model, args, train_dataset=splits["train"])
     dataset = splits["train"].shuffle(seed=3)
-    result = evaluate_split(trainer, dataset, "test", tasks)
+    predictions: Any = trainer.predict(dataset).predictions
     for row in (0, 11, 39):
         batch = trainer.data_collator([dataset[row]])
         with torch.no_grad():
             logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
         for task in tasks:
-            np.testing.assert_allclose(result.logits[task.name][row], logits[task.name][0], atol=1e-5)
-    json.dumps(result.to_dict(), allow_nan=False)
+            np.testing.assert_allclose(predictions[task.name][row], logits[task.name][0], atol=1e-5)
 
 
 def test_model_learns_and_the_best_by_score_is_kept(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
@@ -184,8 +184,27 @@ def test_model_learns_and_the_best_by_score_is_kept(tiny_model: MakeModel, toy_s
     trainer.train()
     scores = [entry["eval_score"] for entry in trainer.state.log_history if "eval_score" in entry][1:]
     assert trainer.state.best_metric == max(scores)
-    assert trainer.evaluate()["eval_score"] == pytest.approx(max(scores))
     assert max(scores) > before + 0.3
+    logged = evaluation_of_final_model(trainer, splits["validation"], "validation", tasks)
+    assert logged is not None
+    measured = evaluate_split(trainer, splits["validation"], "validation", tasks)
+    assert logged.score == pytest.approx(max(scores))
+    assert logged == replace(measured, seconds=logged.seconds)
+    assert set(logged.metrics["topic"]) == {"accuracy", "f1_macro", "mcc", "loss", "support"}
+
+
+def test_a_result_is_read_from_the_log_whatever_a_task_is_called(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    splits, tasks = toy_splits
+    task = replace(tasks[0], name="test_topic")
+    dataset = splits["validation"].rename_column("label_topic", "label_test_topic")
+    trainer = MTLTrainer(tiny_model(tasks=[task]), _args(tmp_path), eval_dataset=dataset)
+    assert evaluation_of_final_model(trainer, dataset, "test", [task]) is None, "Nothing is measured yet."
+    result = evaluate_split(trainer, dataset, "test", [task])
+    assert result.metrics["test_topic"]["support"] == len(dataset)
+    assert result.score == result.metrics["test_topic"]["accuracy"]
+    json.dumps(result.to_dict(), allow_nan=False)
 
 
 def test_early_stopping_watches_the_score(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:

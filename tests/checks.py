@@ -1,0 +1,48 @@
+"""What the tests of the model compare with: labels, tolerances, and numbers computed by hand."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from configuration_mtl import IGNORE_INDEX
+from modeling_mtl import MTLModel
+
+NAN = math.nan
+
+
+def full_labels() -> dict[str, Tensor]:
+    """Returns labels of every task for the four sentences, some of them missing."""
+    return {
+        "topic": torch.tensor([0, 2, IGNORE_INDEX, 1]),
+        "sentiment": torch.tensor([IGNORE_INDEX, 1, 1, 2]),
+        "tags": torch.tensor([[1, 0, 0, 0], [NAN] * 4, [0, NAN, 0, 1], [0, 1, 0, 0]], dtype=torch.float32),
+        "valence": torch.tensor([2.0, NAN, 0.0, -2.0]),
+    }
+
+
+def assert_close(actual: Tensor | None, expected: Tensor | None, atol: float = 1e-6) -> None:
+    """Asserts that numbers differ by no more than float32 sums of some numbers below 4 do in another order."""
+    torch.testing.assert_close(actual, expected, atol=atol, rtol=0.0)
+
+
+def same(actual: Tensor | None, expected: Tensor | None) -> bool:
+    """Returns whether two tensors are there and equal bit for bit."""
+    return actual is not None and expected is not None and torch.equal(actual, expected)
+
+
+def output_layer(model: MTLModel, task: str) -> nn.Linear:
+    """Returns the last layer of a task's head."""
+    layer = model.heads.get_submodule(f"{task}.out_proj")
+    assert isinstance(layer, nn.Linear)
+    return layer
+
+
+def gradients(module: nn.Module) -> dict[str, Tensor]:
+    """Returns copies of the gradients by the parameters' names."""
+    return {name: weight.grad.clone() for name, weight in module.named_parameters() if weight.grad is not None}
+
+
+def mean_by_hand(states: Tensor, mask: Tensor) -> Tensor:
+    """Averages the states of the tokens, sentence by sentence, (B, H)."""
+    return torch.stack([row[kept.bool()].mean(dim=0) for row, kept in zip(states, mask, strict=True)])
