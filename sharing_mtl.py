@@ -80,9 +80,12 @@ class SharingMixin(PreTrainedModel):
     ) -> None:
         """Saves weights, configuration, code, tokenizer and (where there is none yet) a model card.
 
-        Everything is written beside the target first and put in place at the end, so an interrupted save leaves an
-        earlier one as it was. Arguments as in `PreTrainedModel.save_pretrained`.
+        Everything is written beside the target first and put in place at the end, by renaming, so a save that fails
+        or is interrupted while it writes leaves an earlier one as it was. Arguments as in
+        `PreTrainedModel.save_pretrained`, where `save_original_format` is False by default: weights bear the names
+        that they have in the model, which is how the Trainer reads its checkpoints.
         """
+        kwargs.setdefault("save_original_format", False)
         target = Path(save_directory)
         if not is_main_process:
             super().save_pretrained(target, is_main_process=False, state_dict=state_dict, **kwargs)
@@ -217,7 +220,10 @@ def _staged(target: Path, superseded: list[str]) -> Iterator[Path]:
         yield staging
         written = {file.name for file in staging.iterdir()}
         for file in staging.iterdir():
-            os.replace(file, target / file.name)
+            place = target / file.name
+            if place.is_dir():  # One folder does not replace another.
+                shutil.rmtree(place)
+            os.replace(file, place)
         for old in [file for pattern in superseded for file in target.glob(pattern)]:
             if old.name not in written:
                 old.unlink()

@@ -66,13 +66,17 @@ class Run:
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs from settings to the saved, measured model; returns the report."""
+    """Runs from settings to the saved, measured model; returns the report.
+
+    The model is saved before it is measured, so that what fails then does not cost the training.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     settings, args = parse_settings(argv)
     _set_up_logging(args)
     set_seed(args.seed)  # The fresh heads are drawn before the trainer sets the seed.
     run = prepare(settings, args)
     training = train(run, args)
+    run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
     results = measure(run)
     report = build_report(
         args,
@@ -86,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     )
     if run.trainer.is_world_process_zero():
         show(run, results, settings.num_samples)
-        save(run, settings, report, results, command=shlex.join(["python", "train_trainer.py", *argv]))
+        describe(run, settings, report, results, command=shlex.join(["python", "train_trainer.py", *argv]))
         if args.push_to_hub:
             run.trainer.push_to_hub(commit_message="Upload model, card and report")
     return report
@@ -152,11 +156,14 @@ def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) 
 
 def _load_saved(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...], config: Any) -> MTLModel:
     """Loads a saved model; the settings may change how it trains, but not what its heads mean."""
-    meanings = [{task.name: (task.problem_type, task.id2label) for task in some} for some in (config.tasks, tasks)]
-    if meanings[0] != meanings[1]:
+    heads = [
+        {task.name: (task.problem_type, task.hidden_size, task.id2label) for task in some}
+        for some in (config.tasks, tasks)
+    ]
+    if heads[0] != heads[1]:
         raise ValueError(
-            f"The model {path!r} has the tasks and labels {meanings[0]}, the settings ask for {meanings[1]}. "
-            "Set them alike."
+            f"The model {path!r} has the tasks, sizes of hidden layers and labels {heads[0]}, the settings ask for "
+            f"{heads[1]}. Set them alike."
         )
     for name in ("pooling", "normalize_for_heads"):
         saved, wanted = getattr(config, name), getattr(settings, name)
@@ -181,10 +188,10 @@ def _load_saved(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...],
 def train(run: Run, args: MTLTrainingArguments) -> dict[str, Any]:
     """Trains, from the last complete checkpoint if asked to; without anything to train, only says so."""
     if run.trainer.freezing.num_trainable == 0:
-        logger.warning("%s: nothing trains, the model is only evaluated.", run.trainer.freezing.setting)
+        logger.warning("freeze=%s: nothing trains, the model is only evaluated.", run.trainer.freezing.setting)
         return {}
     resume = args.resume_from_checkpoint
-    if resume in ("true", "True", "last"):
+    if resume in (True, "true", "True", "last"):
         resume = last_complete_checkpoint(run.output_dir)
         logger.info("Resuming from %s.", resume or "the start: there is no complete checkpoint yet")
     started = time.perf_counter()
@@ -219,12 +226,11 @@ def show(run: Run, results: Sequence[EvaluationResult], num_samples: int) -> Non
         print(f"  {kind:<10} {float(first @ second):+.3f}  {pair[0]!r} / {pair[1]!r}")
 
 
-def save(
+def describe(
     run: Run, settings: RunSettings, report: dict[str, Any], results: Sequence[EvaluationResult], *, command: str
 ) -> None:
-    """Writes the model, `report.json` and the model card with the figures."""
+    """Writes `report.json` and the model card with the figures, beside the model."""
     output = run.output_dir
-    run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
     write_report(report, output / "report.json")
     card = build_card(
         run.trainer.model.config,

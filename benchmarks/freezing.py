@@ -127,7 +127,7 @@ def plan(strategies: Sequence[str], repeats: int, settings: Mapping[str, Any], w
 
 def _rates(config: Mapping[str, Any], freeze: str, *, is_continued: bool) -> tuple[str, ...]:
     rate = float(config["learning_rate"])
-    head_rate = float(config.get("head_learning_rate") or rate)
+    head_rate = float(config.get("head_learning_rate", rate))
     if is_continued:
         rate, head_rate = rate * CONTINUED_FACTOR, head_rate * CONTINUED_FACTOR
     elif freeze == "backbone":

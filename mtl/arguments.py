@@ -5,8 +5,9 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy
+from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 
+from mtl.metrics import LOWER_IS_BETTER
 from mtl.precision import has_fast_bf16
 
 logger = logging.getLogger(__name__)
@@ -18,20 +19,21 @@ class MTLTrainingArguments(TrainingArguments):
 
     Args:
         precision: `"auto"` trains in bf16 autocast where the processor has it, else in fp32; or `"bf16"`, `"fp32"`.
-        freeze: What does not learn; a setting of `mtl.freezing`.
+        freeze: What does not learn; a setting of `mtl.freezing`. If not given, the model is taken as it is.
         weighting: How task losses are weighed; a name in `mtl.weighting.WEIGHTINGS`.
         head_learning_rate: Learning rate of the heads and of learned task weights; `learning_rate` if not given.
         early_stopping_patience: Number of evaluations without a better score after which training stops.
-        hub_strategy: As in `TrainingArguments`; by default one push at the end, with card and report.
-        metric_for_best_model: As in `TrainingArguments`; by default the mean of the tasks' primary metrics.
+        hub_strategy: `"end"`: with `push_to_hub` one push at the end, with card and report.
+        metric_for_best_model: As in `TrainingArguments`; where a best model is to be found, by default `score`, the
+            mean of the tasks' primary metrics. Of losses and RMSE lower is better, of the others higher.
 
     Raises:
-        ValueError: If `precision` is unknown, or a setting stands against another.
+        ValueError: If `precision` is unknown, or a setting is not supported or stands against another.
     """
 
     precision: str = field(default="auto", metadata={"help": "auto | bf16 | fp32."})
-    freeze: str = field(
-        default="none",
+    freeze: str | None = field(
+        default=None,
         metadata={"help": "none | all | backbone | heads:<task>,... | heads_except:<task> | lower_layers:<N>."},
     )
     weighting: str = field(default="fixed", metadata={"help": "How task losses are weighed: fixed | uncertainty."})
@@ -42,10 +44,10 @@ class MTLTrainingArguments(TrainingArguments):
         default=None, metadata={"help": "Evaluations without a better score after which training stops."}
     )
     hub_strategy: HubStrategy | str = field(
-        default="end", metadata={"help": "With push_to_hub: end pushes once, with card and report; see transformers."}
+        default="end", metadata={"help": "With push_to_hub: end pushes once, with card and report; no other is taken."}
     )
     metric_for_best_model: str | None = field(
-        default="score", metadata={"help": "The metric that chooses the best model; score is the mean over tasks."}
+        default=None, metadata={"help": "The metric that chooses the best model; score, the mean over tasks, if none."}
     )
 
     def __post_init__(self) -> None:
@@ -57,13 +59,34 @@ class MTLTrainingArguments(TrainingArguments):
                 f"label_smoothing_factor={self.label_smoothing_factor} is not supported: the losses of the tasks are "
                 "computed in the model. Leave it at 0."
             )
+        strategy = HubStrategy(self.hub_strategy)
+        if strategy != HubStrategy.END:
+            raise ValueError(
+                f"hub_strategy={strategy.value!r} is not supported: it uploads pickled settings, and models without "
+                "their code. Use 'end', or push a checkpoint with `MTLModel.from_pretrained(...).push_to_hub(...)`."
+            )
         if self.precision == "bf16" or (self.precision == "auto" and not self.fp16):
             self.bf16 = self.bf16 or self.precision == "bf16" or has_fast_bf16(self.use_cpu)
         elif self.precision == "fp32" and (self.bf16 or self.fp16):
             raise ValueError("precision='fp32' stands against bf16=True or fp16=True. Set one of them.")
         # Pinned memory serves copies to an accelerator; without one torch warns at every data loader.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        self._choose_metric()
         super().__post_init__()
+
+    def _choose_metric(self) -> None:
+        # Given in any case, the Trainer would look for it at every evaluation, whatever the evaluation measures.
+        seeks_best = (
+            self.load_best_model_at_end
+            or self.early_stopping_patience is not None
+            or self.save_strategy == SaveStrategy.BEST
+            or self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
+        )
+        if seeks_best and self.metric_for_best_model is None:
+            self.metric_for_best_model = "score"
+        name = self.metric_for_best_model
+        if name is not None and self.greater_is_better is None:
+            self.greater_is_better = not any(name == low or name.endswith(f"_{low}") for low in LOWER_IS_BETTER)
 
     @property
     def precision_in_use(self) -> str:

@@ -103,10 +103,10 @@ def _training_section(report: dict[str, Any], command: str) -> str:
     settings, training, parameters = report["settings"], report["training"], report["parameters"]
     keys = (
         "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-        "head_learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay", "weighting", "freeze",
+        "head_learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "weight_decay", "weighting", "freeze",
         "backbone_dropout", "head_dropout", "max_length", "seed",
     )  # fmt: skip
-    shown = "\n".join(f"| {key} | {settings[key]} |" for key in keys if key in settings)
+    shown = "\n".join(f"| {key} | {settings[key]} |" for key in keys if settings.get(key) is not None)
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     runtime = training.get("train_runtime")
     took = f"Training took {runtime:.0f} s" if runtime is not None else "Nothing was trained"

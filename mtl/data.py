@@ -69,10 +69,11 @@ def load_sources(
     parts = [
         part for source in sources for part in read_source(source, base_dir=base_dir, drop_empty=drop_empty).values()
     ]
+    # Before the cuts: a rare label can have all its rows in what is cut off.
+    tasks = tuple(resolve_task(task, parts) for task in tasks)
     parts = cut_missing_splits(parts, {"test": test_fraction, "validation": validation_fraction}, seed)
     if not any(part.split == "train" for part in parts):
         logger.warning("No source has a split 'train': there is nothing to train on.")
-    tasks = tuple(resolve_task(task, parts) for task in tasks)
     tables = {split: [_encode(part, tasks) for part in parts if part.split == split] for split in SPLITS}
     splits = {split: pa.concat_tables(some) for split, some in tables.items() if some}
     splits = check_overlap(splits, drop=drop_overlap)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -137,8 +138,10 @@ def evaluation_of_final_model(
         tasks: The tasks.
     """
     state = trainer.state
-    loads_best = trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None
-    step = state.best_global_step if loads_best else state.global_step
+    step = state.global_step
+    if trainer.args.load_best_model_at_end and state.best_model_checkpoint is not None:
+        # Not `best_global_step`: that of an evaluation between two checkpoints is no model that could be loaded.
+        step = int(Path(state.best_model_checkpoint).name.rpartition("-")[2])
     logs = [log for log in state.log_history if log["step"] == step and "eval_score" in log]
     if not logs:
         return None

@@ -29,13 +29,13 @@ class Freezing:
     """What a strategy froze.
 
     Args:
-        setting: The setting, as given.
+        setting: The setting; None if the model was taken as it was.
         modules: Names of the frozen modules; they stay in evaluation mode, without dropout, while they are frozen.
         num_trainable: Count of parameters that learn.
         num_total: Count of all parameters.
     """
 
-    setting: str
+    setting: str | None
     modules: tuple[str, ...]
     num_trainable: int
     num_total: int
@@ -43,32 +43,33 @@ class Freezing:
     def __str__(self) -> str:
         """Says it in a line for the log."""
         share = 100 * self.num_trainable / self.num_total
-        frozen = ", ".join(self.modules) if self.modules else "nothing"
-        return (
-            f"freeze={self.setting}: {self.num_trainable:,} of {self.num_total:,} parameters train ({share:.2f} %); "
-            f"frozen: {frozen}"
-        )
+        counts = f"{self.num_trainable:,} of {self.num_total:,} parameters train ({share:.2f} %)"
+        if self.setting is None:
+            return f"freeze is not set, the model is taken as it is: {counts}"
+        return f"freeze={self.setting}: {counts}; frozen: {', '.join(self.modules) if self.modules else 'nothing'}"
 
 
-def apply_freezing(model: MTLModel, setting: str) -> Freezing:
+def apply_freezing(model: MTLModel, setting: str | None) -> Freezing:
     """Freezes what the setting says, unfreezes the rest, and says so in the log.
 
     Args:
         model: The model; its parameters' `requires_grad` and its `frozen_modules` are set.
-        setting: A setting from the table in this module's docstring.
+        setting: A setting from the table in this module's docstring; None leaves the model as it is.
 
     Raises:
         ValueError: If the setting is unknown, names a task that the model has not, or asks for more layers than
             there are.
     """
-    modules = _frozen_modules(model, setting)
-    model.requires_grad_(True)
-    for name in modules:
-        model.get_submodule(name).requires_grad_(False)
-    model.frozen_modules = modules
-    model.train(model.training)
+    if setting is not None:
+        modules = _frozen_modules(model, setting)
+        model.requires_grad_(True)
+        for name in modules:
+            model.get_submodule(name).requires_grad_(False)
+        model.frozen_modules = modules
+        model.train(model.training)
     trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    freezing = Freezing(setting, modules, trainable, sum(parameter.numel() for parameter in model.parameters()))
+    total = sum(parameter.numel() for parameter in model.parameters())
+    freezing = Freezing(setting, tuple(model.frozen_modules), trainable, total)
     logger.info("%s", freezing)
     return freezing
 

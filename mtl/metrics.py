@@ -314,7 +314,7 @@ def _check(problem_type: str, logits: np.ndarray, labels: np.ndarray) -> None:
 
 
 def _is_constant(values: np.ndarray) -> bool:
-    # Heads compute in float32: outputs that differ by its rounding only are one value, and its noise no correlation.
+    # Outputs that differ by the rounding of float32 only are one value, and its noise is no correlation.
     # 4 steps allow for the order of a matrix product's sums to differ from one batch shape to another.
     step = np.finfo(np.float32).eps * np.abs(values).max()
     return not np.isfinite(step) or bool(np.ptp(values) <= 4 * step)

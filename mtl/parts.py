@@ -88,6 +88,11 @@ def _read_tables(source: SourceConfig, base_dir: str | os.PathLike[str] | None) 
                 "on the Hub. Leave them out."
             )
         return {"train": _read_file(source, path)}
+    if Path(source.path).exists():  # The library would take it.
+        raise FileNotFoundError(
+            f"Source {source.name!r}: there is no {str(path)!r}, only {source.path!r} in the working directory "
+            f"({os.getcwd()!r}). Give its full path, or correct `base_dir`."
+        )
     return _read_with_datasets(source, source.path)
 
 

@@ -142,6 +142,8 @@ def _read_yaml(path: Path, actions: dict[str, argparse.Action], names: list[str]
 def _coerced(path: Path, action: argparse.Action, value: Any) -> Any:
     # YAML reads 2e-4 as a string, and an int where a float is meant; the parser knows the type that is wanted.
     wanted = action.type
+    if value is False and "no" in (action.choices or ()):
+        return "no"  # YAML reads a plain `no` as false.
     try:
         if isinstance(value, str) and callable(wanted):
             return wanted(value)

@@ -50,7 +50,8 @@ class MTLTrainer(Trainer):
         **kwargs: As in `Trainer`: `train_dataset`, `eval_dataset`, `processing_class` (the tokenizer) ...
 
     Raises:
-        ValueError: If a setting is illegal, or several GPUs would share one process.
+        ValueError: If a setting is illegal, an argument is given that would have no effect, or several GPUs would
+            share one process.
     """
 
     model: MTLModel
@@ -66,11 +67,7 @@ class MTLTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
-        if args.n_gpu > 1:
-            raise ValueError(
-                f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: counts of labels by task do not "
-                "scatter. Launch one process a GPU: `torchrun --nproc_per_node=<N> ...`."
-            )
+        _check_arguments(args, kwargs)
         self.tasks = tuple(model.config.tasks)
         self.freezing = apply_freezing(model, args.freeze)
         self.weighting = make_weighting(args.weighting, self.tasks).to(args.device)
@@ -116,13 +113,12 @@ class MTLTrainer(Trainer):
         num_items_in_batch: Any = None,
     ) -> Tensor | tuple[Tensor, Any]:
         """Weighs the task losses of a micro-batch; see `Trainer.compute_loss`."""
-        outputs = model(**inputs, num_items_in_batch=num_items_in_batch)
         counts = num_items_in_batch or self._get_num_items_in_batch([inputs], self.args.device)
-        losses = outputs.task_losses
+        outputs = model(**inputs, num_items_in_batch=counts)
         if model.training:
-            self._remember(losses, inputs["labels"], counts)
-            # The ranks' gradients are averaged, but the counts are already those of all ranks.
-            losses = {name: loss * self.accelerator.num_processes for name, loss in losses.items()}
+            self._remember(outputs.task_losses, inputs["labels"], counts)
+        # The ranks' gradients and losses are averaged, but the counts are already those of all ranks.
+        losses = {name: loss * self.accelerator.num_processes for name, loss in outputs.task_losses.items()}
         share = 1.0 / self.current_gradient_accumulation_steps if model.training else 1.0
         loss = self.weighting(losses, counts, share)
         return (loss, outputs) if return_outputs else loss
@@ -165,7 +161,8 @@ class MTLTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
-        head_rate = self.args.head_learning_rate or self.args.learning_rate
+        head_rate = self.args.head_learning_rate
+        head_rate = self.args.learning_rate if head_rate is None else head_rate
         heads = {
             id(parameter)
             for name, parameter in (model or self.model).named_parameters()
@@ -180,6 +177,15 @@ class MTLTrainer(Trainer):
         if learned:
             optimizer.add_param_group({"params": learned, "lr": head_rate, "weight_decay": 0.0})
         return optimizer
+
+    def _issue_warnings_after_load(self, load_result: Any) -> None:
+        """Refuses a checkpoint of other weights, of which the base class loads what fits, and warns."""
+        if load_result.missing_keys or load_result.unexpected_keys:
+            raise ValueError(
+                f"The checkpoint does not fit the model: {load_result.missing_keys[:3]} are missing, "
+                f"{load_result.unexpected_keys[:3]} are not of the model. Go on from it by "
+                "`MTLModel.from_pretrained(<checkpoint>)`, or train anew in another `output_dir`."
+            )
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)
@@ -217,6 +223,22 @@ class MTLTrainer(Trainer):
         if self.args.world_size <= 1 and hasattr(eval_dataset, "__len__"):
             return SequentialSampler(eval_dataset)
         return None
+
+
+def _check_arguments(args: MTLTrainingArguments, others: dict[str, Any]) -> None:
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: counts of labels by task do not "
+            "scatter. Launch one process a GPU: `torchrun --nproc_per_node=<N> ...`."
+        )
+    if others.get("compute_loss_func") is not None:
+        raise ValueError("compute_loss_func would have no effect: the tasks' losses are weighed by `weighting`.")
+    has_optimizer = others.get("optimizers", (None, None))[0] is not None
+    if has_optimizer and (args.head_learning_rate is not None or args.weighting != "fixed"):
+        raise ValueError(
+            f"An optimizer is given, so head_learning_rate={args.head_learning_rate} and weighting={args.weighting!r} "
+            "would have no effect. Leave them at their defaults, or give no optimizer."
+        )
 
 
 class _LearnedWeightsCallback(TrainerCallback):

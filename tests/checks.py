@@ -1,12 +1,15 @@
-"""What the tests of the model compare with: labels, tolerances, and numbers computed by hand."""
+"""What tests of the model and the trainer share: labels, settings, tolerances, and numbers computed by hand."""
 
 import math
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from configuration_mtl import IGNORE_INDEX
 from modeling_mtl import MTLModel
+from mtl.arguments import MTLTrainingArguments
 
 NAN = math.nan
 
@@ -46,3 +49,10 @@ def gradients(module: nn.Module) -> dict[str, Tensor]:
 def mean_by_hand(states: Tensor, mask: Tensor) -> Tensor:
     """Averages the states of the tokens, sentence by sentence, (B, H)."""
     return torch.stack([row[kept.bool()].mean(dim=0) for row, kept in zip(states, mask, strict=True)])
+
+
+def training_args(folder: Path, **settings: Any) -> MTLTrainingArguments:
+    """Returns settings of a short training on the CPU that writes nothing unless asked to."""
+    values: dict[str, Any] = {"max_steps": 4, "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no"}
+    values["precision"] = "fp32"  # The tolerances are those of fp32, whatever the processor has.
+    return MTLTrainingArguments(output_dir=str(folder), disable_tqdm=True, use_cpu=True, **{**values, **settings})

@@ -69,6 +69,7 @@ _OWN_SETTINGS: dict[str, dict[str, Any]] = {
     },
     "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 2},
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": 128},
+    "nomic_bert": {},
     "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2},
 }
 

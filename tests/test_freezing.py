@@ -26,6 +26,19 @@ STRATEGIES: dict[str, Callable[[str], bool]] = {
 }
 
 
+def test_without_a_setting_the_model_is_taken_as_it_is(tiny_model: MakeModel, tmp_path: Path) -> None:
+    args = MTLTrainingArguments(output_dir=str(tmp_path), disable_tqdm=True, use_cpu=True)
+    model = tiny_model()
+    apply_freezing(model, "backbone")
+    freezing = MTLTrainer(model, args).freezing
+    assert freezing.modules == ("backbone",)
+    assert freezing.num_trainable == sum(parameter.numel() for parameter in model.heads.parameters())
+    model = tiny_model()
+    model.heads["topic"].requires_grad_(False)  # By hand.
+    assert MTLTrainer(model, args).freezing.num_trainable < freezing.num_total
+    assert "taken as it is" in str(MTLTrainer(model, args).freezing)
+
+
 @pytest.mark.parametrize("setting", STRATEGIES)
 def test_frozen_parameters_stay_and_the_others_change(
     setting: str, tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path

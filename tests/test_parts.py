@@ -10,6 +10,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
 from configuration_mtl import IGNORE_INDEX, REGRESSION, TaskConfig
 from mtl.data import load_sources
+from mtl.parts import read_source
 from mtl.sources import SourceConfig
 
 TOPIC = TaskConfig("topic")
@@ -31,6 +32,16 @@ def test_relative_paths_start_at_base_dir(write: WriteRows, tmp_path: Path) -> N
     for source in (SourceConfig(path.name), SourceConfig(files={"train": path.name}), SourceConfig(str(path))):
         labelled = SourceConfig(source.path, source.files, {"topic": "topic"})
         assert load_sources([labelled], [TOPIC], base_dir=tmp_path, **UNCUT)[0].num_rows == {"train": 2}
+
+
+def test_folder_of_the_working_directory_is_not_taken_for_one_of_base_dir(
+    write: WriteRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "rows").mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match="only 'rows' in the working directory"):
+        read_source(SourceConfig("rows", labels={"topic": "topic"}), base_dir=tmp_path / "elsewhere")
 
 
 def test_folder_with_a_file_a_split(write: WriteRows, tmp_path: Path) -> None:

@@ -31,8 +31,38 @@ def test_file_gives_the_values(settings_file: str) -> None:
     assert args.learning_rate == 2e-4  # YAML itself reads 2e-4 as a string.
     assert args.num_train_epochs == 3
     assert args.output_dir == "out"
-    assert args.metric_for_best_model == "score"
-    assert args.greater_is_better is True
+    assert args.metric_for_best_model is None, "No best model is to be found."
+
+
+def test_yaml_reads_a_plain_no_as_false(settings_file: str) -> None:
+    with open(settings_file, "a", encoding="utf-8") as file:
+        file.write("eval_strategy: no\nsave_strategy: no\n")
+    _, args = parse_settings([settings_file])
+    assert (args.eval_strategy, args.save_strategy) == ("no", "no")
+
+
+@pytest.mark.parametrize(
+    ("typed", "metric", "greater"),
+    [
+        (["--load_best_model_at_end", "true", "--eval_strategy=epoch", "--save_strategy=epoch"], "score", True),
+        (["--early_stopping_patience", "2"], "score", True),
+        (["--metric_for_best_model", "valence_rmse"], "valence_rmse", False),
+        (["--metric_for_best_model", "topic_loss"], "topic_loss", False),
+        (["--metric_for_best_model", "valence_rmse", "--greater_is_better", "true"], "valence_rmse", True),
+        (["--metric_for_best_model", "topic_f1_macro"], "topic_f1_macro", True),
+    ],
+)
+def test_best_model_is_found_by_the_right_end_of_a_metric(
+    typed: list[str], metric: str, greater: bool, settings_file: str
+) -> None:
+    _, args = parse_settings([settings_file, *typed])
+    assert args.metric_for_best_model == metric
+    assert args.greater_is_better is greater
+
+
+def test_push_of_checkpoints_is_refused(settings_file: str) -> None:
+    with pytest.raises(ValueError, match="hub_strategy='every_save' is not supported"):
+        parse_settings([settings_file, "--hub_strategy", "every_save"])
 
 
 def test_command_line_wins_over_the_file_and_only_where_typed(settings_file: str) -> None:

@@ -47,6 +47,14 @@ def test_card_that_is_there_is_kept(model: MTLModel, saved: Path) -> None:
     assert (saved / "README.md").read_text() == "# Mine\n"
 
 
+def test_folders_in_the_folder_are_replaced_too(model: MTLModel, saved: Path) -> None:
+    for template in ("first", "second"):  # Several templates are saved as a folder of them.
+        model.tokenizer.chat_template = {"default": template, "rag": template}
+        model.save_pretrained(saved)
+    assert [path.read_text() for path in saved.glob("*/*.jinja")] == ["second"]
+    assert_loads_as(saved, model)
+
+
 def test_save_that_fails_halfway_leaves_the_earlier_one(
     make_model: MakeModel, saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

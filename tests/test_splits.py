@@ -31,6 +31,18 @@ def load_texts(*paths: Path, **settings: Any) -> dict[str, list[str]]:
     return texts_of(load_sources(sources, [TOPIC], **settings)[0])
 
 
+def test_label_whose_rows_are_all_cut_off_is_known(write: WriteRows) -> None:
+    rows = [*numbered(9), {"text": "the only one", "topic": "z"}]
+    seen = set()
+    for seed in range(8):
+        splits, (task,) = load_sources(
+            [SourceConfig(str(write(rows)), labels={"topic": "topic"})], [TOPIC], seed=seed, test_fraction=0.3
+        )
+        assert task.labels == ("x", "y", "z")
+        seen |= {name for name, texts in texts_of(splits).items() if "the only one" in texts}
+    assert seen - {"train"}, "It was never cut off."
+
+
 def test_own_splits_are_used_as_they_are(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     names = ["train", "VAL", " dev", "Test", "valid", "validation", "train"]
     rows = [{**row, "part": name} for row, name in zip(numbered(7), names, strict=True)]

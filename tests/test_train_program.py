@@ -124,6 +124,18 @@ def test_evaluation_only(write_settings: WriteSettings, tmp_path: Path, caplog: 
     assert "Nothing was trained" in (tmp_path / "out" / "README.md").read_text()
 
 
+def test_what_fails_after_the_training_does_not_cost_it(
+    write_settings: WriteSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*args: Any) -> None:
+        raise MemoryError("too many rows")
+
+    monkeypatch.setattr(train_trainer, "measure", fail)
+    with pytest.raises(MemoryError):
+        train_trainer.main([write_settings(save_strategy="no", load_best_model_at_end=False)])
+    assert MTLModel.from_pretrained(tmp_path / "out").predict(["match team goal"])
+
+
 def test_a_saved_model_is_trained_further(write_settings: WriteSettings, tmp_path: Path) -> None:
     first = train_trainer.main([write_settings()])
     again = train_trainer.main(
@@ -136,9 +148,10 @@ def test_a_saved_model_is_trained_further(write_settings: WriteSettings, tmp_pat
     with pytest.raises(ValueError, match="was trained with pooling='mean', the settings ask for 'cls'"):
         train_trainer.main([write_settings(pooling="cls"), "--backbone", str(tmp_path / "out")])
     tasks = yaml.safe_load(Path(write_settings()).read_text())["tasks"]
-    tasks[1]["labels"] = ["positive", "neutral", "negative"]  # The same ones in another order.
-    with pytest.raises(ValueError, match="the settings ask for"):
-        train_trainer.main([write_settings(tasks=tasks), "--backbone", str(tmp_path / "out")])
+    for change in ({"labels": ["positive", "neutral", "negative"]}, {"hidden_size": 8}):  # The same, in another order.
+        changed = [tasks[0], {**tasks[1], **change}, *tasks[2:]]
+        with pytest.raises(ValueError, match="the settings ask for"):
+            train_trainer.main([write_settings(tasks=changed), "--backbone", str(tmp_path / "out")])
 
 
 def test_interrupted_run_goes_on(write_settings: WriteSettings, tmp_path: Path) -> None:

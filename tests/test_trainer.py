@@ -1,14 +1,13 @@
 """Normalisation, logs, selection and resumption of the trainer, on tiny random models."""
 
-import json
 import math
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from checks import training_args
 from conftest import MakeModel
 from datasets import DatasetDict
 from torch import Tensor
@@ -16,16 +15,9 @@ from transformers import TrainerCallback
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel, summed_loss, valid_labels
-from mtl.arguments import MTLTrainingArguments
-from mtl.evaluation import evaluate_split, evaluation_of_final_model
-from mtl.trainer import WEIGHTING_NAME, MTLTrainer
+from mtl.trainer import MTLTrainer
 
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
-
-
-def _args(folder: Path, **settings: Any) -> MTLTrainingArguments:
-    values: dict[str, Any] = {"max_steps": 4, "learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no"}
-    return MTLTrainingArguments(output_dir=str(folder), disable_tqdm=True, use_cpu=True, **{**values, **settings})
 
 
 class _Gradients(TrainerCallback):
@@ -42,7 +34,7 @@ class _Gradients(TrainerCallback):
 
 def _first_gradients(model: MTLModel, splits: DatasetDict, folder: Path, **settings: Any) -> dict[str, Tensor]:
     gradients = _Gradients()
-    args = _args(folder, max_steps=1, max_grad_norm=0.0, train_sampling_strategy="sequential", **settings)
+    args = training_args(folder, max_steps=1, max_grad_norm=0.0, train_sampling_strategy="sequential", **settings)
     MTLTrainer(model, args, train_dataset=splits["train"], callbacks=[gradients]).train()
     return gradients.first
 
@@ -87,7 +79,7 @@ def test_gradient_is_that_of_the_mean_over_valid_labels(
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
-    trainer = MTLTrainer(model, _args(tmp_path), train_dataset=splits["train"])
+    trainer = MTLTrainer(model, training_args(tmp_path), train_dataset=splits["train"])
     batch = trainer.data_collator([splits["train"][row] for row in range(8)])
     reference = tiny_model(tasks=tasks, head_dropout=0.0).eval()
     logits = reference(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -105,7 +97,7 @@ def test_gradient_is_that_of_the_mean_over_valid_labels(
 def test_log_has_every_task_and_adds_up(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
     splits, tasks = toy_splits
     tasks = (TaskConfig("topic", labels=tasks[0].labels, weight=3.0), *tasks[1:])
-    args = _args(tmp_path, per_device_train_batch_size=16, max_steps=4)
+    args = training_args(tmp_path, per_device_train_batch_size=16, max_steps=4)
     trainer = MTLTrainer(tiny_model(tasks=tasks), args, train_dataset=splits["train"])
     trainer.train()
     logs = [entry for entry in trainer.state.log_history if "loss" in entry]
@@ -119,7 +111,7 @@ def test_logged_task_loss_is_the_mean_over_labels_and_not_over_steps(
     tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
 ) -> None:
     splits, tasks = toy_splits
-    args = _args(tmp_path, learning_rate=0.0, per_device_train_batch_size=3, max_steps=22, logging_steps=22)
+    args = training_args(tmp_path, learning_rate=0.0, per_device_train_batch_size=3, max_steps=22, logging_steps=22)
     model = tiny_model(tasks=tasks, head_dropout=0.0)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
@@ -138,7 +130,7 @@ def test_evaluation_is_exact_whatever_the_batch_size(
     splits, tasks = toy_splits
     found = []
     for batch_size in (1, 7, 64):
-        args = _args(tmp_path, per_device_eval_batch_size=batch_size)
+        args = training_args(tmp_path, per_device_eval_batch_size=batch_size)
         trainer = MTLTrainer(tiny_model(tasks=tasks), args, eval_dataset=splits["validation"])
         metrics = trainer.evaluate()
         clock = ("runtime", "per_second", "preparation_time")
@@ -151,7 +143,7 @@ def test_evaluation_is_exact_whatever_the_batch_size(
 
 def test_predictions_keep_the_order_of_the_rows(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
     splits, tasks = toy_splits
-    args = _args(tmp_path, train_sampling_strategy="group_by_length", per_device_eval_batch_size=4)
+    args = training_args(tmp_path, train_sampling_strategy="group_by_length", per_device_eval_batch_size=4)
     model = tiny_model(tasks=tasks)
     trainer = MTLTrainer(model, args, train_dataset=splits["train"])
     dataset = splits["train"].shuffle(seed=3)
@@ -164,107 +156,43 @@ def test_predictions_keep_the_order_of_the_rows(tiny_model: MakeModel, toy_split
             np.testing.assert_allclose(predictions[task.name][row], logits[task.name][0], atol=1e-5)
 
 
-def test_model_learns_and_the_best_by_score_is_kept(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+def test_arguments_without_effect_are_refused(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
     splits, tasks = toy_splits
-    args = _args(
-        tmp_path,
-        max_steps=-1,
-        num_train_epochs=12,
-        per_device_train_batch_size=8,
-        learning_rate=5e-3,
-        eval_strategy="epoch",
-        save_strategy="epoch",
-        save_total_limit=1,
-        load_best_model_at_end=True,
-    )
-    trainer = MTLTrainer(
-        tiny_model(tasks=tasks), args, train_dataset=splits["train"], eval_dataset=splits["validation"]
-    )
-    before = trainer.evaluate()["eval_score"]
-    trainer.train()
-    scores = [entry["eval_score"] for entry in trainer.state.log_history if "eval_score" in entry][1:]
-    assert trainer.state.best_metric == max(scores)
-    assert max(scores) > before + 0.3
-    logged = evaluation_of_final_model(trainer, splits["validation"], "validation", tasks)
-    assert logged is not None
-    measured = evaluate_split(trainer, splits["validation"], "validation", tasks)
-    assert logged.score == pytest.approx(max(scores))
-    assert logged == replace(measured, seconds=logged.seconds)
-    assert set(logged.metrics["topic"]) == {"accuracy", "f1_macro", "mcc", "loss", "support"}
-
-
-def test_a_result_is_read_from_the_log_whatever_a_task_is_called(
-    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
-) -> None:
-    splits, tasks = toy_splits
-    task = replace(tasks[0], name="test_topic")
-    dataset = splits["validation"].rename_column("label_topic", "label_test_topic")
-    trainer = MTLTrainer(tiny_model(tasks=[task]), _args(tmp_path), eval_dataset=dataset)
-    assert evaluation_of_final_model(trainer, dataset, "test", [task]) is None, "Nothing is measured yet."
-    result = evaluate_split(trainer, dataset, "test", [task])
-    assert result.metrics["test_topic"]["support"] == len(dataset)
-    assert result.score == result.metrics["test_topic"]["accuracy"]
-    json.dumps(result.to_dict(), allow_nan=False)
-
-
-def test_early_stopping_watches_the_score(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
-    splits, tasks = toy_splits
-    args = _args(
-        tmp_path,
-        max_steps=40,
-        learning_rate=0.0,  # Nothing changes, so no evaluation after the first is better.
-        eval_strategy="steps",
-        save_strategy="steps",
-        eval_steps=2,
-        save_steps=2,
-        load_best_model_at_end=True,
-        early_stopping_patience=3,
-    )
-    trainer = MTLTrainer(
-        tiny_model(tasks=tasks), args, train_dataset=splits["train"], eval_dataset=splits["validation"]
-    )
-    trainer.train()
-    assert trainer.state.global_step == 2 * (1 + 3)
-
-
-@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
-def test_resuming_equals_the_unbroken_run(
-    weighting: str, tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
-) -> None:
-    splits, tasks = toy_splits
-    settings = {
-        "weighting": weighting,
-        "max_steps": 10,
-        "per_device_train_batch_size": 4,
-        "gradient_accumulation_steps": 2,
-        "save_strategy": "steps",
-        "save_steps": 5,  # In the middle of the first epoch of 8 steps.
-        "train_sampling_strategy": "group_by_length",
-        "head_learning_rate": 2e-2,
-    }
     model = tiny_model(tasks=tasks)
-    unbroken = MTLTrainer(model, _args(tmp_path, **settings), train_dataset=splits["train"])
-    unbroken.train()
-    (tmp_path / "checkpoint-10" / "trainer_state.json").unlink()  # As an interrupted save would leave it.
-    resumed = MTLTrainer(tiny_model(tasks=tasks), _args(tmp_path, **settings), train_dataset=splits["train"])
-    resumed.train(resume_from_checkpoint=True)
-    for name, parameter in resumed.model.state_dict().items():
-        assert torch.equal(parameter, model.state_dict()[name]), name
-    for name, value in resumed.weighting.state_dict().items():
-        assert torch.equal(value, unbroken.weighting.state_dict()[name]), name
-        assert not torch.equal(value, torch.zeros_like(value))
-    assert (tmp_path / "checkpoint-5" / WEIGHTING_NAME).exists() == (weighting == "uncertainty")
-    keys = ("loss", "grad_norm", "loss_topic")
-    logs = [
-        [{key: entry[key] for key in keys} for entry in run.state.log_history if "loss" in entry]
-        for run in (unbroken, resumed)
-    ]
-    assert logs[0] == logs[1]
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with pytest.raises(ValueError, match="compute_loss_func would have no effect"):
+        MTLTrainer(model, training_args(tmp_path), compute_loss_func=lambda *_: None)
+    with pytest.raises(ValueError, match="head_learning_rate=0.1 and weighting='fixed' would have no effect"):
+        MTLTrainer(model, training_args(tmp_path, head_learning_rate=0.1), optimizers=(optimizer, None))
+    trainer = MTLTrainer(model, training_args(tmp_path), train_dataset=splits["train"], optimizers=(optimizer, None))
+    trainer.train()
+    assert trainer.optimizer is not None
+
+
+def test_head_learning_rate_of_zero_is_zero(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    model = tiny_model(tasks=tasks)
+    before = {name: value.clone() for name, value in model.heads.state_dict().items()}
+    MTLTrainer(model, training_args(tmp_path, head_learning_rate=0.0), train_dataset=splits["train"]).train()
+    assert all(torch.equal(value, before[name]) for name, value in model.heads.state_dict().items())
+
+
+def test_own_evaluation_needs_no_score(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    trainer = MTLTrainer(
+        tiny_model(tasks=tasks),
+        training_args(tmp_path, eval_strategy="steps", eval_steps=2),
+        train_dataset=splits["train"],
+        eval_dataset={"one": splits["validation"], "two": splits["validation"]},
+        compute_metrics=lambda prediction: {"rows": len(prediction.predictions["topic"])},
+    )
+    trainer.train()
+    assert [log["eval_one_rows"] for log in trainer.state.log_history if "eval_one_rows" in log] == [40, 40]
 
 
 def test_learned_weights_step_once_a_step(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
     splits, tasks = toy_splits
-    args = _args(
+    args = training_args(
         tmp_path, weighting="uncertainty", max_steps=3, optim="sgd", lr_scheduler_type="constant", learning_rate=0.1
     )
     trainer = MTLTrainer(tiny_model(tasks=tasks), args, train_dataset=splits["train"])
@@ -284,7 +212,7 @@ def test_learned_weights_step_once_a_step(tiny_model: MakeModel, toy_splits: Spl
 
 def test_heads_have_their_own_learning_rate(tiny_model: MakeModel, tmp_path: Path) -> None:
     model = tiny_model()
-    trainer = MTLTrainer(model, _args(tmp_path, learning_rate=1e-4, head_learning_rate=1e-3))
+    trainer = MTLTrainer(model, training_args(tmp_path, learning_rate=1e-4, head_learning_rate=1e-3))
     optimizer = trainer.create_optimizer()
     rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
     decays = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
@@ -307,7 +235,7 @@ def test_batch_without_any_label_of_a_task(tiny_model: MakeModel, toy_splits: Sp
 
 def test_bf16_autocast_trains_with_a_float32_loss(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
     splits, tasks = toy_splits
-    args = _args(tmp_path, precision="bf16", max_steps=2)
+    args = training_args(tmp_path, precision="bf16", max_steps=2)
     trainer = MTLTrainer(
         tiny_model(tasks=tasks), args, train_dataset=splits["train"], eval_dataset=splits["validation"]
     )
@@ -324,20 +252,5 @@ def test_bf16_autocast_trains_with_a_float32_loss(tiny_model: MakeModel, toy_spl
 @pytest.mark.parametrize("fast", [True, False])
 def test_auto_precision_follows_the_processor(fast: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("mtl.arguments.has_fast_bf16", lambda use_cpu: fast)
-    assert _args(tmp_path).precision_in_use == ("bf16 autocast" if fast else "fp32")
-    assert _args(tmp_path, precision="fp32").precision_in_use == "fp32"
-
-
-def test_saved_folder_holds_no_pickle(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
-    trainer = MTLTrainer(tiny_model(), _args(tmp_path), train_dataset=toy_splits[0]["train"])
-    trainer.save_model()
-    names = {path.name for path in tmp_path.iterdir() if path.is_file()}
-    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "training_args.json"} <= names
-    assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl", ".pth"))}
-    assert json.loads((tmp_path / "training_args.json").read_text())["learning_rate"] == 1e-2
-
-
-def test_nothing_to_resume_from(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
-    trainer = MTLTrainer(tiny_model(), _args(tmp_path / "new"), train_dataset=toy_splits[0]["train"])
-    with pytest.raises(ValueError, match="no complete checkpoint"):
-        trainer.train(resume_from_checkpoint=True)
+    assert training_args(tmp_path, precision="auto").precision_in_use == ("bf16 autocast" if fast else "fp32")
+    assert training_args(tmp_path, precision="fp32").precision_in_use == "fp32"

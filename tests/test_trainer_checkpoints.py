@@ -1,0 +1,186 @@
+"""What a training leaves: the best model, checkpoints, and runs that go on from them."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from checks import training_args
+from conftest import MakeModel, SaveBackbone
+from datasets import DatasetDict
+
+from configuration_mtl import TaskConfig
+from modeling_mtl import MTLModel
+from mtl.evaluation import evaluate_split, evaluation_of_final_model
+from mtl.trainer import WEIGHTING_NAME, MTLTrainer
+
+Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
+
+
+def test_model_learns_and_the_best_by_score_is_kept(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    args = training_args(
+        tmp_path,
+        max_steps=-1,
+        num_train_epochs=12,
+        per_device_train_batch_size=8,
+        learning_rate=5e-3,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        load_best_model_at_end=True,
+    )
+    trainer = MTLTrainer(
+        tiny_model(tasks=tasks), args, train_dataset=splits["train"], eval_dataset=splits["validation"]
+    )
+    before = trainer.evaluate()["eval_score"]
+    trainer.train()
+    scores = [entry["eval_score"] for entry in trainer.state.log_history if "eval_score" in entry][1:]
+    assert trainer.state.best_metric == max(scores)
+    assert max(scores) > before + 0.3
+    logged = evaluation_of_final_model(trainer, splits["validation"], "validation", tasks)
+    assert logged is not None
+    measured = evaluate_split(trainer, splits["validation"], "validation", tasks)
+    assert logged.score == pytest.approx(max(scores))
+    assert logged == replace(measured, seconds=logged.seconds)
+    assert set(logged.metrics["topic"]) == {"accuracy", "f1_macro", "mcc", "loss", "support"}
+
+
+def test_a_result_is_read_from_the_log_whatever_a_task_is_called(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    splits, tasks = toy_splits
+    task = replace(tasks[0], name="test_topic")
+    dataset = splits["validation"].rename_column("label_topic", "label_test_topic")
+    trainer = MTLTrainer(tiny_model(tasks=[task]), training_args(tmp_path), eval_dataset=dataset)
+    assert evaluation_of_final_model(trainer, dataset, "test", [task]) is None, "Nothing is measured yet."
+    result = evaluate_split(trainer, dataset, "test", [task])
+    assert result.metrics["test_topic"]["support"] > 0
+    assert result.score == result.metrics["test_topic"]["accuracy"]
+    json.dumps(result.to_dict(), allow_nan=False)
+
+
+def test_evaluation_between_checkpoints_is_not_that_of_the_loaded_model(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    splits, tasks = toy_splits
+    args = training_args(
+        tmp_path, load_best_model_at_end=True, eval_strategy="steps", save_strategy="steps", eval_steps=500
+    )
+    trainer = MTLTrainer(tiny_model(tasks=tasks), args, eval_dataset=splits["validation"])
+    trainer.state.log_history = [
+        {"step": step, "eval_score": score, "eval_runtime": 1.0} for step, score in ((20, 0.5), (30, 0.6), (40, 0.4))
+    ]
+    trainer.state.global_step, trainer.state.best_global_step = 40, 30
+    trainer.state.best_model_checkpoint = str(tmp_path / "checkpoint-20")
+    result = evaluation_of_final_model(trainer, splits["validation"], "validation", tasks)
+    assert result is not None
+    assert result.score == 0.5
+
+
+@pytest.mark.parametrize("model_type", ["bert", "nomic_bert"])  # The weights of the second are renamed as they load.
+def test_best_model_is_loaded_in_full(
+    model_type: str, backbone_dir: SaveBackbone, toy_splits: Splits, tmp_path: Path
+) -> None:
+    splits, tasks = toy_splits
+    args = training_args(
+        tmp_path / "out",
+        max_steps=6,
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        load_best_model_at_end=True,
+        metric_for_best_model="topic_loss",
+        greater_is_better=True,  # The first checkpoint is the "best", unless nothing is learned.
+    )
+    model = MTLModel.from_backbone(backbone_dir(model_type), tasks=tasks)
+    trainer = MTLTrainer(model, args, train_dataset=splits["train"], eval_dataset=splits["validation"])
+    trainer.train()
+    logged = evaluation_of_final_model(trainer, splits["validation"], "validation", tasks)
+    assert logged is not None
+    assert trainer.state.best_global_step != trainer.state.global_step
+    measured = evaluate_split(trainer, splits["validation"], "validation", tasks)
+    assert logged == replace(measured, seconds=logged.seconds)
+    best = MTLModel.from_pretrained(str(trainer.state.best_model_checkpoint)).state_dict()
+    assert all(torch.equal(value, best[name]) for name, value in model.state_dict().items())
+
+
+def test_checkpoint_of_another_model_is_refused(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    args = training_args(tmp_path, max_steps=2, save_strategy="steps", save_steps=1)
+    MTLTrainer(tiny_model(tasks=tasks), args, train_dataset=splits["train"]).train()
+    other = MTLTrainer(tiny_model("distilbert", tasks=tasks), args, train_dataset=splits["train"])
+    with pytest.raises(ValueError, match="checkpoint does not fit the model"):
+        other.train(str(tmp_path / "checkpoint-1"))
+
+
+def test_early_stopping_watches_the_score(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    args = training_args(
+        tmp_path,
+        max_steps=40,
+        learning_rate=0.0,  # Nothing changes, so no evaluation after the first is better.
+        eval_strategy="steps",
+        save_strategy="steps",
+        eval_steps=2,
+        save_steps=2,
+        load_best_model_at_end=True,
+        early_stopping_patience=3,
+    )
+    trainer = MTLTrainer(
+        tiny_model(tasks=tasks), args, train_dataset=splits["train"], eval_dataset=splits["validation"]
+    )
+    trainer.train()
+    assert trainer.state.global_step == 2 * (1 + 3)
+
+
+@pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
+def test_resuming_equals_the_unbroken_run(
+    weighting: str, tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    splits, tasks = toy_splits
+    settings = {
+        "weighting": weighting,
+        "max_steps": 10,
+        "per_device_train_batch_size": 4,
+        "gradient_accumulation_steps": 2,
+        "save_strategy": "steps",
+        "save_steps": 5,  # In the middle of the first epoch of 8 steps.
+        "train_sampling_strategy": "group_by_length",
+        "head_learning_rate": 2e-2,
+    }
+    model = tiny_model(tasks=tasks)
+    unbroken = MTLTrainer(model, training_args(tmp_path, **settings), train_dataset=splits["train"])
+    unbroken.train()
+    (tmp_path / "checkpoint-10" / "trainer_state.json").unlink()  # As an interrupted save would leave it.
+    resumed = MTLTrainer(tiny_model(tasks=tasks), training_args(tmp_path, **settings), train_dataset=splits["train"])
+    resumed.train(resume_from_checkpoint=True)
+    for name, parameter in resumed.model.state_dict().items():
+        assert torch.equal(parameter, model.state_dict()[name]), name
+    for name, value in resumed.weighting.state_dict().items():
+        assert torch.equal(value, unbroken.weighting.state_dict()[name]), name
+        assert not torch.equal(value, torch.zeros_like(value))
+    assert (tmp_path / "checkpoint-5" / WEIGHTING_NAME).exists() == (weighting == "uncertainty")
+    keys = ("loss", "grad_norm", "loss_topic")
+    logs = [
+        [{key: entry[key] for key in keys} for entry in run.state.log_history if "loss" in entry]
+        for run in (unbroken, resumed)
+    ]
+    assert logs[0] == logs[1]
+
+
+def test_saved_folder_holds_no_pickle(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    trainer = MTLTrainer(tiny_model(), training_args(tmp_path), train_dataset=toy_splits[0]["train"])
+    trainer.save_model()
+    names = {path.name for path in tmp_path.iterdir() if path.is_file()}
+    assert {"model.safetensors", "config.json", "tokenizer.json", "README.md", "training_args.json"} <= names
+    assert not {name for name in names if name.endswith((".bin", ".pt", ".pkl", ".pth"))}
+    assert json.loads((tmp_path / "training_args.json").read_text())["learning_rate"] == 1e-2
+
+
+def test_nothing_to_resume_from(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    trainer = MTLTrainer(tiny_model(), training_args(tmp_path / "new"), train_dataset=toy_splits[0]["train"])
+    with pytest.raises(ValueError, match="no complete checkpoint"):
+        trainer.train(resume_from_checkpoint=True)
