@@ -144,7 +144,7 @@ class InferenceMixin(PreTrainedModel):
             raise ValueError(f"batch_size must be at least 1, found {batch_size}.")
         if not texts:
             return
-        limit = self._max_tokens()
+        limit = self.max_tokens()
         encoded = self.tokenizer(texts, truncation=limit is not None, max_length=limit, padding=False)
         lengths = torch.tensor([len(ids) for ids in encoded["input_ids"]])  # (N,)
         batches = lengths.argsort(descending=True, stable=True).split(batch_size)
@@ -168,7 +168,8 @@ class InferenceMixin(PreTrainedModel):
         finally:
             self.train(was_training)
 
-    def _max_tokens(self) -> int | None:
+    def max_tokens(self) -> int | None:
+        """Returns the limit, in tokens, at which `encode` and `predict` truncate; None if there is none."""
         limits = [self.tokenizer.model_max_length, self.config.max_seq_length, _positions(self.config.text_config)]
         # A tokenizer that was saved without a limit has one of 1e30, which is more than it can read back.
         return min((limit for limit in limits if limit is not None and limit < LARGE_INTEGER), default=None)

@@ -142,6 +142,7 @@ class MTLModel(SharingMixin, InferenceMixin):
             **settings: Further settings of [`MTLConfig`], such as `pooling` or `head_dropout`.
 
         Raises:
+            TypeError: If a setting is unknown.
             ValueError: If the backbone is an encoder-decoder or a multi-task model, or a task is illegal.
         """
         hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
@@ -149,6 +150,8 @@ class MTLModel(SharingMixin, InferenceMixin):
         _check_backbone(text_config)
         if backbone_dropout is not None:
             set_dropout(text_config, backbone_dropout)
+        if "dtype" in settings or "torch_dtype" in settings:
+            raise TypeError("The model is made in float32. For another dtype call `.to(dtype)` on the result.")
         MTLConfig(tasks=list(tasks), **settings)  # Bad settings are told before any weight is loaded.
         backbone = AutoModel.from_pretrained(
             name_or_path,

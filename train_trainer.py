@@ -29,6 +29,7 @@ from mtl.data import SourceConfig, load_sources, tokenize_splits
 from mtl.evaluation import EvaluationResult, evaluate_split, evaluation_of_final_model
 from mtl.report import build_report, write_report
 from mtl.settings import (
+    DEFAULT_MAX_LENGTH,
     EMBEDDED_BACKBONE,
     EMBEDDED_BACKBONE_NAME,
     RunSettings,
@@ -39,6 +40,7 @@ from mtl.trainer import MTLTrainer
 
 logger = logging.getLogger("train_trainer")
 
+CARD, REPORT = "README.md", "report.json"
 RELATED = ("The battery lasts all day.", "I can use it from morning to night on one charge.")
 UNRELATED = ("The battery lasts all day.", "The senate rejected the bill on Tuesday.")
 
@@ -76,8 +78,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     set_seed(args.seed)  # The fresh heads are drawn before the trainer sets the seed.
     run = prepare(settings, args)
     training = train(run, args)
+    if run.trainer.is_world_process_zero():
+        for name in (CARD, REPORT):  # Those of an earlier run would speak of another model.
+            (run.output_dir / name).unlink(missing_ok=True)
     run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
-    results = measure(run)
+    results = measure(run, is_resumed=bool(args.resume_from_checkpoint))
     report = build_report(
         args,
         tasks=run.tasks,
@@ -89,8 +94,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         results=results,
     )
     if run.trainer.is_world_process_zero():
+        describe(run, settings, report, results, argv)
         show(run, results, settings.num_samples)
-        describe(run, settings, report, results, command=shlex.join(["python", "train_trainer.py", *argv]))
         if args.push_to_hub:
             run.trainer.push_to_hub(commit_message="Upload model, card and report")
     return report
@@ -111,7 +116,13 @@ def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
         drop_overlap=settings.drop_overlap,
     )
     model = load_model(settings, path, tasks)
-    splits, truncated = tokenize_splits(splits, model.tokenizer, max_length=settings.max_length, keep_text=True)
+    limit = model.max_tokens() or DEFAULT_MAX_LENGTH
+    if settings.max_length is not None and settings.max_length > limit:
+        raise ValueError(
+            f"max_length is {settings.max_length} tokens, but {path!r} takes at most {limit}. Set `max_length: "
+            f"{limit}`."
+        )
+    splits, truncated = tokenize_splits(splits, model.tokenizer, max_length=limit, keep_text=True)
     trainer = MTLTrainer(
         model,
         args,
@@ -148,7 +159,7 @@ def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) 
         pooling=settings.pooling,
         normalize_for_heads=settings.normalize_for_heads,
         head_dropout=settings.head_dropout,
-        max_seq_length=settings.max_length,
+        max_seq_length=settings.max_length or DEFAULT_MAX_LENGTH,
         revision=revision,
         trust_remote_code=trust,
     )
@@ -174,7 +185,8 @@ def _load_saved(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...],
             )
     weights = {task.name: task.weight for task in tasks}
     config.tasks = [dataclasses.replace(task, weight=weights[task.name]) for task in config.tasks]
-    config.head_dropout, config.max_seq_length = settings.head_dropout, settings.max_length
+    config.head_dropout = settings.head_dropout
+    config.max_seq_length = settings.max_length or config.max_seq_length or DEFAULT_MAX_LENGTH
     if settings.backbone_dropout is not None:
         set_dropout(config.text_config, settings.backbone_dropout)
     return MTLModel.from_pretrained(
@@ -199,12 +211,16 @@ def train(run: Run, args: MTLTrainingArguments) -> dict[str, Any]:
     return {**output.metrics, "steps": output.global_step, "wall_seconds": round(time.perf_counter() - started, 1)}
 
 
-def measure(run: Run) -> list[EvaluationResult]:
-    """Returns the results on validation, where training has measured this model already if it could, and on test."""
+def measure(run: Run, *, is_resumed: bool) -> list[EvaluationResult]:
+    """Returns the results on validation, unless training has measured this very model already, and on test.
+
+    The log of a resumed run may hold evaluations of an earlier process, on other data.
+    """
     results = []
     if "validation" in run.splits:
         arguments = (run.trainer, run.splits["validation"], "validation", run.tasks)
-        results.append(evaluation_of_final_model(*arguments) or evaluate_split(*arguments))
+        known = None if is_resumed else evaluation_of_final_model(*arguments)
+        results.append(known or evaluate_split(*arguments))
     if "test" in run.splits:
         results.append(evaluate_split(run.trainer, run.splits["test"], "test", run.tasks))
     return results
@@ -227,11 +243,11 @@ def show(run: Run, results: Sequence[EvaluationResult], num_samples: int) -> Non
 
 
 def describe(
-    run: Run, settings: RunSettings, report: dict[str, Any], results: Sequence[EvaluationResult], *, command: str
+    run: Run, settings: RunSettings, report: dict[str, Any], results: Sequence[EvaluationResult], argv: Sequence[str]
 ) -> None:
     """Writes `report.json` and the model card with the figures, beside the model."""
     output = run.output_dir
-    write_report(report, output / "report.json")
+    write_report(report, output / REPORT)
     card = build_card(
         run.trainer.model.config,
         name=run.trainer.args.hub_model_id or output.name,
@@ -239,10 +255,26 @@ def describe(
         datasets=[str(SourceConfig.from_dict(source).name) for source in settings.sources],
         results=results,
         report=report,
-        command=command,
+        command=shlex.join(["python", "train_trainer.py", *without_tokens(argv)]),
     )
-    card.save(output / "README.md")
-    print(f"\nSaved to {output}: the model with its code, report.json, and the card in README.md.")
+    card.save(output / CARD)
+    print(f"\nSaved to {output}: the model with its code, {REPORT}, and the card in {CARD}.")
+
+
+def without_tokens(argv: Sequence[str]) -> list[str]:
+    """Returns a command line as it may be published: the values of options such as `--hub_token` are masked."""
+    shown: list[str] = []
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        if shown and _is_token(shown[-1]):
+            shown.append("<token>")
+        else:
+            shown.append(f"{name}=<token>" if equals and _is_token(name) else word)
+    return shown
+
+
+def _is_token(option: str) -> bool:
+    return option.startswith("--") and option.endswith("token")
 
 
 def _hub_name(backbone: str) -> str | None:

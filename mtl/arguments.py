@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from transformers import TrainingArguments
@@ -11,6 +12,8 @@ from mtl.metrics import LOWER_IS_BETTER
 from mtl.precision import has_fast_bf16
 
 logger = logging.getLogger(__name__)
+
+_WATCH_A_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 
 @dataclass
@@ -73,6 +76,9 @@ class MTLTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         self._choose_metric()
         super().__post_init__()
+        if self.lr_scheduler_type in _WATCH_A_METRIC:
+            given: Any = self.lr_scheduler_kwargs or {}  # Parsed by now.
+            self.lr_scheduler_kwargs = {"mode": "max" if self.greater_is_better else "min", **given}
 
     def _choose_metric(self) -> None:
         # Given in any case, the Trainer would look for it at every evaluation, whatever the evaluation measures.
@@ -80,7 +86,7 @@ class MTLTrainingArguments(TrainingArguments):
             self.load_best_model_at_end
             or self.early_stopping_patience is not None
             or self.save_strategy == SaveStrategy.BEST
-            or self.lr_scheduler_type == SchedulerType.REDUCE_ON_PLATEAU
+            or self.lr_scheduler_type in _WATCH_A_METRIC
         )
         if seeks_best and self.metric_for_best_model is None:
             self.metric_for_best_model = "score"

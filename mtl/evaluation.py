@@ -52,12 +52,12 @@ class EvaluationResult:
         metrics = {}
         for task in tasks:
             keys = [*(metric.key for metric in METRICS[task.problem_type]), "loss", "support"]
-            names = {key: _prefixed(f"{task.name}_{key}", prefix) for key in keys}
+            names = {key: f"{prefix}_{task.name}_{key}" for key in keys}
             metrics[task.name] = {key: log[name] for key, name in names.items() if name in log}
         return cls(
             split=split,
             num_rows=num_rows,
-            score=log[_prefixed("score", prefix)],
+            score=log[f"{prefix}_score"],
             metrics=metrics,
             primary={task.name: PRIMARY_METRIC[task.problem_type] for task in tasks},
             seconds=log[f"{prefix}_runtime"],
@@ -122,8 +122,9 @@ def evaluate_split(trainer: Trainer, dataset: Dataset, split: str, tasks: Sequen
         split: Its name, for the result.
         tasks: The tasks.
     """
-    output = trainer.predict(dataset, metric_key_prefix=split)
-    return EvaluationResult.from_log(output.metrics or {}, tasks, split=split, num_rows=len(dataset), prefix=split)
+    # The Trainer puts the prefix only before names that do not begin with it, and no task's name begins with this one.
+    metrics = trainer.predict(dataset, metric_key_prefix="_").metrics or {}
+    return EvaluationResult.from_log(metrics, tasks, split=split, num_rows=len(dataset), prefix="_")
 
 
 def evaluation_of_final_model(
@@ -146,11 +147,6 @@ def evaluation_of_final_model(
     if not logs:
         return None
     return EvaluationResult.from_log(logs[-1], tasks, split=split, num_rows=len(dataset), prefix="eval")
-
-
-def _prefixed(name: str, prefix: str) -> str:
-    # The Trainer leaves a name alone that begins with the prefix already: a task can be called `test_part`.
-    return name if name.startswith(f"{prefix}_") else f"{prefix}_{name}"
 
 
 def _mean_loss(task: TaskConfig, logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -181,6 +181,7 @@ def _read_names(task: TaskConfig, part: Part) -> _Cells:
         names = _names(task, part, _column(task, part))
         return _Cells(names, np.arange(len(names)), _is_given(names))
     cells = _lists(task, part)
+    _check_no_vectors(task, part, cells)
     names = _names(task, part, cells.values)
     blank = np.flatnonzero(~_is_given(names))
     if len(blank):
@@ -208,6 +209,21 @@ def _lists(task: TaskConfig, part: Part) -> _Cells:
             full = pc.not_equal(values, "")
             values, parents = values.filter(full), parents[full.to_numpy(zero_copy_only=False)]
     return _Cells(values, parents, _is_given(column))
+
+
+def _check_no_vectors(task: TaskConfig, part: Part, cells: _Cells) -> None:
+    kind = cells.values.type
+    if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)):
+        return
+    values = cells.values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    order = np.lexsort((values, cells.parents))
+    rows, values = cells.parents[order], values[order]
+    doubled = rows[1:][(rows[1:] == rows[:-1]) & (values[1:] == values[:-1])]
+    if len(doubled):
+        raise ValueError(
+            f"{_where(task, part, int(doubled[0]))} has a class id twice: it looks like a vector of zeros and ones. "
+            "Give the labels that hold, by name or by id."
+        )
 
 
 def _without_blanks(strings: pa.Array) -> pa.Array:

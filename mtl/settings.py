@@ -18,6 +18,7 @@ from mtl.arguments import MTLTrainingArguments
 
 EMBEDDED_BACKBONE = "embedded"
 EMBEDDED_BACKBONE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+DEFAULT_MAX_LENGTH = 128
 
 
 class JsonObject(dict):
@@ -42,7 +43,8 @@ class RunSettings:
         pooling: `mean`, `cls` or `max`.
         normalize_for_heads: Whether the heads see the embedding with L2 norm 1.
         head_dropout: Dropout on the embedding before the heads.
-        max_length: Limit of a text, in tokens; what is longer is truncated.
+        max_length: Limit of a text, in tokens; what is longer is truncated. If not given, 128, or as many as the
+            encoder takes.
         data_dir: Folder that relative paths of sources start from; the working directory if not given.
         drop_empty: Whether rows without text are left out, where they are an error otherwise.
         drop_overlap: Whether rows of validation and test whose text is also in train are left out.
@@ -60,7 +62,7 @@ class RunSettings:
     pooling: str = field(default="mean", metadata={"help": "mean | cls | max."})
     normalize_for_heads: bool = field(default=False, metadata={"help": "Whether heads see unit-length embeddings."})
     head_dropout: float = field(default=0.1, metadata={"help": "Dropout before the heads."})
-    max_length: int = field(default=128, metadata={"help": "Limit of a text, in tokens."})
+    max_length: int | None = field(default=None, metadata={"help": "Limit of a text, in tokens; 128 if not given."})
     data_dir: str | None = field(default=None, metadata={"help": "Folder that relative source paths start from."})
     drop_empty: bool = field(default=False, metadata={"help": "Leave out rows without text."})
     drop_overlap: bool = field(default=False, metadata={"help": "Leave out evaluation rows that train has too."})

@@ -67,7 +67,7 @@ class MTLTrainer(Trainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_arguments(args, kwargs)
+        _check_arguments(model, args, kwargs)
         self.tasks = tuple(model.config.tasks)
         self.freezing = apply_freezing(model, args.freeze)
         self.weighting = make_weighting(args.weighting, self.tasks).to(args.device)
@@ -180,9 +180,13 @@ class MTLTrainer(Trainer):
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
         """Refuses a checkpoint of other weights, of which the base class loads what fits, and warns."""
-        if load_result.missing_keys or load_result.unexpected_keys:
+        state, missing = self.model.state_dict(), set(load_result.missing_keys)
+        # A tensor under two names is saved under one of them.
+        loaded = {tensor.data_ptr() for name, tensor in state.items() if name not in missing}
+        missing = {name for name in missing if state[name].data_ptr() not in loaded}
+        if missing or load_result.unexpected_keys:
             raise ValueError(
-                f"The checkpoint does not fit the model: {load_result.missing_keys[:3]} are missing, "
+                f"The checkpoint does not fit the model: {sorted(missing)[:3]} are missing, "
                 f"{load_result.unexpected_keys[:3]} are not of the model. Go on from it by "
                 "`MTLModel.from_pretrained(<checkpoint>)`, or train anew in another `output_dir`."
             )
@@ -225,7 +229,11 @@ class MTLTrainer(Trainer):
         return None
 
 
-def _check_arguments(args: MTLTrainingArguments, others: dict[str, Any]) -> None:
+def _check_arguments(model: MTLModel, args: MTLTrainingArguments, others: dict[str, Any]) -> None:
+    for task in model.config.tasks:
+        # The Trainer puts `eval_` before the name of every metric, but for names that begin with it.
+        if task.name.startswith("eval_"):
+            raise ValueError(f"Task {task.name!r}: a name that begins with `eval_` is the Trainer's. Rename the task.")
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: counts of labels by task do not "

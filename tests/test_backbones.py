@@ -135,6 +135,11 @@ def test_multi_task_model_is_refused_as_a_backbone(make_model: MakeModel, tmp_pa
     assert (again.encode(SENTENCES) == model.encode(SENTENCES)).all()
 
 
+def test_dtype_of_the_fresh_model_is_not_chosen(backbone_dir: SaveBackbone, tasks: tuple[TaskConfig, ...]) -> None:
+    with pytest.raises(TypeError, match=r"call `.to\(dtype\)` on the result"):
+        MTLModel.from_backbone(backbone_dir("bert"), tasks=tasks, dtype=torch.bfloat16)
+
+
 def test_unknown_backbone_is_told_by_name(tasks: tuple[TaskConfig, ...], tmp_path: Path) -> None:
     with pytest.raises(OSError, match="nowhere"):
         MTLModel.from_backbone(tmp_path / "nowhere", tasks=tasks)

@@ -115,6 +115,15 @@ def test_multi_label_cells(write: WriteRows, values: list[Any], separator: str |
     assert same(tags, [[1, 1, 0], [float("nan")] * 3, [0, 0, 0], [0, 0, 1]])
 
 
+@pytest.mark.parametrize("vectors", [[[0, 2], [0, 1, 1]], [[True, False, True]], [[0.0, 1.0, 0.0]]])
+def test_vector_of_zeros_and_ones_is_not_taken_for_labels(write: WriteRows, vectors: list[Any]) -> None:
+    row = len(vectors) - 1
+    with pytest.raises(
+        ValueError, match=rf"row {row} .* has a class id twice: it looks like a vector of zeros and ones"
+    ):
+        load_column(write(texts_of([{"tags": vector} for vector in vectors])), TAGS)
+
+
 def test_multi_label_ids_and_fixed_length_lists(write: WriteRows, tmp_path: Path) -> None:
     ids = TaskConfig("tags", MULTI_LABEL, num_labels=3)
     assert same(load_column(write(texts_of([{"tags": [2, 0]}, {"tags": []}])), ids)[0], [[1, 0, 1], [0, 0, 0]])

@@ -1,6 +1,7 @@
 """The YAML file, the command line over it, and what is said of a wrong key."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -58,6 +59,26 @@ def test_best_model_is_found_by_the_right_end_of_a_metric(
     _, args = parse_settings([settings_file, *typed])
     assert args.metric_for_best_model == metric
     assert args.greater_is_better is greater
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "metric", "mode"),
+    [
+        ("reduce_lr_on_plateau", "score", "max"),
+        ("reduce_lr_on_plateau", "loss", "min"),
+        ("greedy", "valence_rmse", "min"),
+        ("greedy", "score", "max"),
+        ("linear", None, None),
+    ],
+)
+def test_scheduler_that_watches_a_metric_knows_which_end_is_better(
+    scheduler: str, metric: str | None, mode: str | None, settings_file: str
+) -> None:
+    typed = [] if metric in ("score", None) else ["--metric_for_best_model", str(metric)]
+    _, args = parse_settings([settings_file, "--lr_scheduler_type", scheduler, "--eval_strategy=epoch", *typed])
+    assert args.metric_for_best_model == metric
+    kwargs: Any = args.lr_scheduler_kwargs or {}
+    assert kwargs.get("mode") == mode
 
 
 def test_push_of_checkpoints_is_refused(settings_file: str) -> None:

@@ -127,13 +127,18 @@ def test_evaluation_only(write_settings: WriteSettings, tmp_path: Path, caplog: 
 def test_what_fails_after_the_training_does_not_cost_it(
     write_settings: WriteSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(*args: Any) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
         raise MemoryError("too many rows")
 
+    (tmp_path / "out").mkdir()
+    for name in ("README.md", "report.json"):
+        (tmp_path / "out" / name).write_text("of an earlier run")
     monkeypatch.setattr(train_trainer, "measure", fail)
     with pytest.raises(MemoryError):
         train_trainer.main([write_settings(save_strategy="no", load_best_model_at_end=False)])
     assert MTLModel.from_pretrained(tmp_path / "out").predict(["match team goal"])
+    assert "No figures were recorded" in (tmp_path / "out" / "README.md").read_text()
+    assert not (tmp_path / "out" / "report.json").exists()
 
 
 def test_a_saved_model_is_trained_further(write_settings: WriteSettings, tmp_path: Path) -> None:
@@ -176,7 +181,11 @@ def test_push_to_hub(write_settings: WriteSettings, tmp_path: Path) -> None:
         command = [sys.executable, str(ROOT / "train_trainer.py"), settings, "--push_to_hub"]
         environment = hub_env(hub.endpoint, tmp_path / "pusher")
         done = subprocess.run(
-            [*command, "--hub_model_id", "tester/toy"], env=environment, capture_output=True, text=True, check=False
+            [*command, "--hub_model_id", "tester/toy", "--hub_token", "hf_dummy"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, done.stderr[-3000:]
         files = hub.files("tester/toy")
@@ -201,7 +210,19 @@ def test_push_to_hub(write_settings: WriteSettings, tmp_path: Path) -> None:
     } <= set(files)
     assert not [name for name in files if name.startswith("checkpoint-") or name.endswith((".pt", ".bin"))]
     assert files["README.md"] == (tmp_path / "out" / "README.md").read_bytes()
-    assert b"hf_dummy" not in files["report.json"] + files["training_args.json"]
+    assert not [name for name, content in files.items() if b"hf_dummy" in content]
+    assert b"--hub_token '<token>'" in files["README.md"]
+
+
+def test_tokens_are_masked() -> None:
+    argv = ["run.yaml", "--hub_token", "a", "--hub-token=b", "--output_dir", "token", "--push_to_hub"]
+    shown = ["run.yaml", "--hub_token", "<token>", "--hub-token=<token>", "--output_dir", "token", "--push_to_hub"]
+    assert train_trainer.without_tokens(argv) == shown
+
+
+def test_length_that_the_encoder_does_not_take(write_settings: WriteSettings) -> None:
+    with pytest.raises(ValueError, match="max_length is 65 tokens, but .* takes at most 64"):
+        train_trainer.main([write_settings(max_length=65)])
 
 
 def test_settings_reach_a_saved_model(write_settings: WriteSettings, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from datasets import DatasetDict
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.evaluation import evaluate_split, evaluation_of_final_model
+from mtl.metrics import compute_task_metrics
 from mtl.trainer import WEIGHTING_NAME, MTLTrainer
 
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
@@ -47,18 +49,25 @@ def test_model_learns_and_the_best_by_score_is_kept(tiny_model: MakeModel, toy_s
     assert set(logged.metrics["topic"]) == {"accuracy", "f1_macro", "mcc", "loss", "support"}
 
 
-def test_a_result_is_read_from_the_log_whatever_a_task_is_called(
+def test_a_result_is_that_of_its_task_whatever_the_others_are_called(
     tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
 ) -> None:
-    splits, tasks = toy_splits
-    task = replace(tasks[0], name="test_topic")
-    dataset = splits["validation"].rename_column("label_topic", "label_test_topic")
-    trainer = MTLTrainer(tiny_model(tasks=[task]), training_args(tmp_path), eval_dataset=dataset)
-    assert evaluation_of_final_model(trainer, dataset, "test", [task]) is None, "Nothing is measured yet."
-    result = evaluate_split(trainer, dataset, "test", [task])
-    assert result.metrics["test_topic"]["support"] > 0
-    assert result.score == result.metrics["test_topic"]["accuracy"]
+    splits, (topic, sentiment, *_) = toy_splits
+    tasks = [topic, replace(sentiment, name="test_topic"), replace(sentiment, name="test")]
+    dataset = splits["validation"].rename_column("label_sentiment", "label_test_topic")
+    dataset = dataset.add_column("label_test", dataset["label_test_topic"][:])
+    trainer = MTLTrainer(tiny_model(tasks=tasks), training_args(tmp_path), eval_dataset=dataset)
+    assert evaluation_of_final_model(trainer, dataset, "test", tasks) is None, "Nothing is measured yet."
+    result = evaluate_split(trainer, dataset, "test", tasks)
+    output: Any = trainer.predict(dataset, metric_key_prefix="other")
+    for task in tasks:
+        by_hand = compute_task_metrics(task.problem_type, output.predictions[task.name], output.label_ids[task.name])
+        assert {key: result.metrics[task.name][key] for key in by_hand} == pytest.approx(by_hand)
+    assert result.metrics["test"]["loss"] == pytest.approx(output.metrics["other_test_loss"])
+    assert result.metrics["topic"] != result.metrics["test_topic"]
     json.dumps(result.to_dict(), allow_nan=False)
+    with pytest.raises(ValueError, match="Task 'eval_topic': a name that begins with `eval_`"):
+        MTLTrainer(tiny_model(tasks=[replace(topic, name="eval_topic")]), training_args(tmp_path))
 
 
 def test_evaluation_between_checkpoints_is_not_that_of_the_loaded_model(
@@ -134,6 +143,9 @@ def test_early_stopping_watches_the_score(tiny_model: MakeModel, toy_splits: Spl
     )
     trainer.train()
     assert trainer.state.global_step == 2 * (1 + 3)
+    assert trainer.state.best_metric == next(
+        log["eval_score"] for log in trainer.state.log_history if "eval_score" in log
+    )
 
 
 @pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
