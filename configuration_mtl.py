@@ -162,7 +162,8 @@ class MTLConfig(PreTrainedConfig):
             raise ValueError(
                 f"This config.json has schema_version {self.schema_version}, but this code reads at most "
                 f"{SCHEMA_VERSION}: the model was saved by a newer release. Upgrade with `pip "
-                "install -U mtl-sentence-transformers`, or load with `trust_remote_code=True` to use its own code."
+                "install -U mtl-sentence-transformers`, or, where this package is not imported, load with "
+                "`trust_remote_code=True` to use its own code."
             )
         self._check_keywords(kwargs)
         self.tasks = [_as_task(task) for task in self.tasks]

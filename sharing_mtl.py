@@ -97,6 +97,8 @@ class SharingMixin(PreTrainedModel):
                 if custom.is_remote_code():
                     custom_object_save(custom, staging, config=self.config.text_config)
             super().save_pretrained(staging, state_dict=state_dict, **kwargs)
+            for weights in staging.glob("*.safetensors"):  # safetensors lets only their owner read them.
+                shutil.copymode(staging / "config.json", weights)
             if self.tokenizer is not None:
                 self.tokenizer.save_pretrained(staging)
             if not (target / "README.md").exists():

@@ -159,7 +159,7 @@ def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) 
         pooling=settings.pooling,
         normalize_for_heads=settings.normalize_for_heads,
         head_dropout=settings.head_dropout,
-        max_seq_length=settings.max_length or DEFAULT_MAX_LENGTH,
+        max_seq_length=DEFAULT_MAX_LENGTH if settings.max_length is None else settings.max_length,
         revision=revision,
         trust_remote_code=trust,
     )
@@ -186,7 +186,8 @@ def _load_saved(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...],
     weights = {task.name: task.weight for task in tasks}
     config.tasks = [dataclasses.replace(task, weight=weights[task.name]) for task in config.tasks]
     config.head_dropout = settings.head_dropout
-    config.max_seq_length = settings.max_length or config.max_seq_length or DEFAULT_MAX_LENGTH
+    if settings.max_length is not None:
+        config.max_seq_length = settings.max_length
     if settings.backbone_dropout is not None:
         set_dropout(config.text_config, settings.backbone_dropout)
     return MTLModel.from_pretrained(

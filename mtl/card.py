@@ -125,7 +125,7 @@ The folder carries its own code, so `trust_remote_code=True` is needed; read the
 ```python
 from transformers import AutoModel
 
-model = AutoModel.from_pretrained("{name}", trust_remote_code=True)
+model = AutoModel.from_pretrained("{name if "/" in name else "<this folder>"}", trust_remote_code=True)
 model.encode(["A sentence."])   # embeddings, for similarity and search
 model.predict(["A sentence."])  # every task at once
 ```

@@ -1,15 +1,23 @@
-"""Which checkpoints of a training run can be resumed from: an interrupted save leaves one that can not."""
+"""Which checkpoints can be resumed from, and by which run: an interrupted save leaves one that can not."""
 
 import json
 import logging
 import os
 import re
+import zipfile
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+
+from configuration_mtl import MTLConfig
+from mtl.arguments import MTLTrainingArguments
 
 logger = logging.getLogger(__name__)
+
+TRAINING_ARGS_JSON = "training_args.json"
 
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
@@ -32,18 +40,17 @@ def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
 def checkpoint_fault(folder: Path) -> str | None:
     """Says what keeps a checkpoint from being resumed, or None if nothing does."""
     # The trainer writes its state last, so that file stands for the others.
-    try:
-        json.loads((folder / TRAINER_STATE_NAME).read_text())
-    except (OSError, json.JSONDecodeError):
+    if _read_json(folder / TRAINER_STATE_NAME) is None:
         return f"{TRAINER_STATE_NAME} is missing or cut off, so its save was interrupted"
     for name in (OPTIMIZER_NAME, SCHEDULER_NAME):
-        if not (folder / name).is_file():
-            return f"{name} is missing, so training cannot go on from it"
+        if not zipfile.is_zipfile(folder / name):  # What torch writes.
+            return f"{name} is missing or cut off, so training cannot go on from it"
+    files = [SAFE_WEIGHTS_NAME]
     if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
-        index = json.loads((folder / SAFE_WEIGHTS_INDEX_NAME).read_text())
+        index = _read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
+        if index is None or "weight_map" not in index:
+            return f"{SAFE_WEIGHTS_INDEX_NAME} is cut off"
         files = sorted(set(index["weight_map"].values()))
-    else:
-        files = [SAFE_WEIGHTS_NAME]
     cut = [name for name in files if not is_whole_safetensors(folder / name)]
     return f"{', '.join(cut)} is missing or cut off" if cut else None
 
@@ -60,3 +67,47 @@ def is_whole_safetensors(path: Path) -> bool:
         return False
     ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
     return path.stat().st_size == 8 + header_bytes + max(ends, default=0)
+
+
+def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: MTLTrainingArguments) -> None:
+    """Checks that a checkpoint is of a run like this one, before its state is read by position.
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        config: Configuration of the model that is to go on.
+        args: Settings of the run that is to go on.
+
+    Raises:
+        ValueError: If its tasks, in their order, its pooling, or what trains, and how, is another.
+    """
+    saved = _read_json(Path(checkpoint) / CONFIG_NAME)
+    pairs = [] if saved is None else [(_meaning(saved), _meaning(config.to_dict()))]
+    settings, now = _read_json(Path(checkpoint) / TRAINING_ARGS_JSON), json.loads(args.to_json_string())
+    if settings is not None:
+        keys = ("freeze", "weighting", "optim")
+        pairs.append(({key: settings.get(key) for key in keys}, {key: now.get(key) for key in keys}))
+        for key in ("learning_rate", "head_learning_rate"):
+            if settings.get(key) != now.get(key):
+                logger.warning("%s stays %s, as in %s.", key, settings.get(key), checkpoint)
+    for before, after in pairs:
+        changed = [key for key in before if before[key] != after[key]]
+        if changed:
+            raise ValueError(
+                f"{str(checkpoint)!r} cannot be resumed from: its {changed[0]} is {before[changed[0]]}, that of this "
+                f"run {after[changed[0]]}. Set it alike, or start anew in another `output_dir`."
+            )
+
+
+def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
+    keys = ("name", "problem_type", "hidden_size", "num_labels", "labels")
+    tasks = [tuple(task.get(key) for key in keys) for task in config.get("tasks", ())]
+    return {"tasks": tasks, "pooling": config.get("pooling"), "normalize_for_heads": config.get("normalize_for_heads")}
+
+
+def _read_json(path: Path) -> dict[str, Any] | None:
+    """Returns what a JSON file holds, or None if it is missing, cut off, or holds no object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content if isinstance(content, dict) else None

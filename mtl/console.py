@@ -49,13 +49,14 @@ class ProgressReport(ProgressCallback):
         )
 
     def _evaluation_line(self, logs: dict[str, Any]) -> str:
+        losses = ", ".join(f"{task.name} {logs.get(f'eval_{task.name}_loss', math.nan):.4f}" for task in self.tasks)
         parts = []
         for task in self.tasks:
             name = PRIMARY_METRIC[task.problem_type]
             value = logs.get(f"eval_{task.name}_{name}")
             parts.append(f"{task.name} {name} " + ("-" if value is None else f"{value:.4f}"))
         return (
-            f"validation, epoch {logs['epoch']:.2f}: loss {logs['eval_loss']:.4f}, {', '.join(parts)}, "
+            f"validation, epoch {logs['epoch']:.2f}: loss {logs['eval_loss']:.4f} ({losses}), {', '.join(parts)}, "
             f"score {logs['eval_score']:.4f}"
         )
 

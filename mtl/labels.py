@@ -196,6 +196,12 @@ def _lists(task: TaskConfig, part: Part) -> _Cells:
         column = column.cast(pa.list_(pa.string()))
     text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
     if text and separator is not None:
+        written = np.flatnonzero(pc.match_substring_regex(column, r"^\s*\[.*\]\s*$").fill_null(False))
+        if len(written):
+            raise ValueError(
+                f"{_where(task, part, int(written[0]))} has {column[int(written[0])].as_py()!r}, a list written out "
+                "as text. Leave out brackets and quotes, or store lists (JSON, Parquet)."
+            )
         column = pc.split_pattern(_without_blanks(column.cast(pa.string())), separator)
     if not any(is_kind(column.type) for is_kind in _LIST_KINDS):
         raise ValueError(
@@ -212,17 +218,25 @@ def _lists(task: TaskConfig, part: Part) -> _Cells:
 
 
 def _check_no_vectors(task: TaskConfig, part: Part, cells: _Cells) -> None:
-    kind = cells.values.type
-    if not (pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_floating(kind)):
+    """Refuses vectors of zeros and ones, which would be taken for lists of the ids 0 and 1."""
+    kind, values = cells.values.type, cells.values
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        if not len(values) or not _all_integers(values):
+            return
+        values = values.cast(pa.int64())
+    elif not any(is_kind(kind) for is_kind in (pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating)):
         return
-    values = cells.values.cast(pa.float64()).to_numpy(zero_copy_only=False)
+    values = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
     order = np.lexsort((values, cells.parents))
     rows, values = cells.parents[order], values[order]
     doubled = rows[1:][(rows[1:] == rows[:-1]) & (values[1:] == values[:-1])]
-    if len(doubled):
+    widths = np.bincount(cells.parents, minlength=len(cells.given))[cells.given]
+    # Two classes, of which every row has both, would be no task.
+    if len(doubled) or (set(values) == {0, 1} and set(widths) == {2}):
+        row = int(doubled[0] if len(doubled) else rows[0])
         raise ValueError(
-            f"{_where(task, part, int(doubled[0]))} has a class id twice: it looks like a vector of zeros and ones. "
-            "Give the labels that hold, by name or by id."
+            f"{_where(task, part, row)} looks like a vector of zeros and ones. Give the labels that hold, by name or "
+            "by id."
         )
 
 

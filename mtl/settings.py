@@ -75,6 +75,11 @@ class RunSettings:
         for name in ("tasks", "sources"):
             if not getattr(self, name):
                 raise ValueError(f"No {name} are given. List them under `{name}:` in the YAML file.")
+            given: Any = getattr(self, name)
+            if not isinstance(given, list) or not all(isinstance(item, dict) for item in given):
+                raise ValueError(
+                    f"`{name}` must be a list of mappings, `- name: ...` or `- path: ...`; found {given!r}."
+                )
 
     def task_configs(self) -> tuple[TaskConfig, ...]:
         """Returns the tasks as configured; labels may still be open."""
@@ -130,7 +135,10 @@ def resolve_backbone(name: str) -> str:
 def _read_yaml(path: Path, actions: dict[str, argparse.Action], names: list[str]) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no settings file {str(path)!r} (working directory {os.getcwd()!r}).")
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path}: expected `key: value` lines, found {type(content).__name__}.")
     values = {}
@@ -146,6 +154,8 @@ def _coerced(path: Path, action: argparse.Action, value: Any) -> Any:
     wanted = action.type
     if value is False and "no" in (action.choices or ()):
         return "no"  # YAML reads a plain `no` as false.
+    if wanted is str and value is not None and not isinstance(value, str):
+        raise ValueError(f"{path}: {action.dest} must be text, found {value!r}. Put it in quotes.")
     try:
         if isinstance(value, str) and callable(wanted):
             return wanted(value)

@@ -102,7 +102,9 @@ class SourceConfig:
             if key not in known:
                 near = difflib.get_close_matches(str(key), known, n=1, cutoff=0.5)
                 hint = f"Did you mean {near[0]!r}?" if near else f"Known are {known}."
-                raise ValueError(f"Source {settings.get('name')!r} has no setting {key!r}. {hint}")
+                raise ValueError(
+                    f"Source {settings.get('name') or settings.get('path')!r} has no setting {key!r}. {hint}"
+                )
         return cls(**settings)
 
 

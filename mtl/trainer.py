@@ -22,7 +22,7 @@ from transformers.trainer_utils import TrainOutput
 
 from modeling_mtl import MTLModel, valid_labels
 from mtl.arguments import MTLTrainingArguments
-from mtl.checkpoints import last_complete_checkpoint
+from mtl.checkpoints import TRAINING_ARGS_JSON, check_same_run, last_complete_checkpoint
 from mtl.collation import MTLCollator
 from mtl.data import label_column
 from mtl.evaluation import EvaluationMetrics
@@ -32,7 +32,6 @@ from mtl.weighting import make_weighting
 logger = logging.getLogger(__name__)
 
 WEIGHTING_NAME = "weighting.safetensors"
-TRAINING_ARGS_JSON = "training_args.json"
 
 
 class MTLTrainer(Trainer):
@@ -92,7 +91,8 @@ class MTLTrainer(Trainer):
         """Trains; arguments as in `Trainer.train`, where `True` resumes from the last complete checkpoint.
 
         Raises:
-            ValueError: If every parameter is frozen, or there is no complete checkpoint to resume from.
+            ValueError: If every parameter is frozen, there is no complete checkpoint to resume from, or it is of a run
+                with other tasks, or that trained something else.
         """
         if self.freezing.num_trainable == 0:
             raise ValueError(
@@ -103,6 +103,8 @@ class MTLTrainer(Trainer):
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir!r} to resume from.")
+        if resume_from_checkpoint:
+            check_same_run(resume_from_checkpoint, self.model.config, self.args)
         return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def compute_loss(

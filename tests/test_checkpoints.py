@@ -15,7 +15,7 @@ def _checkpoint(folder: Path, step: int) -> Path:
     checkpoint.mkdir()
     save_file({"weight": torch.zeros(64, 8)}, checkpoint / "model.safetensors")
     for name in ("optimizer.pt", "scheduler.pt"):
-        (checkpoint / name).write_bytes(b"state")
+        torch.save({"step": step}, checkpoint / name)
     (checkpoint / "trainer_state.json").write_text("{}")
     return checkpoint
 
@@ -29,7 +29,11 @@ def _truncate(path: Path) -> None:
     [
         lambda folder: (folder / "trainer_state.json").unlink(),
         lambda folder: (folder / "trainer_state.json").write_text('{"epoch": '),
+        lambda folder: (folder / "trainer_state.json").write_bytes(b"\xff"),
         lambda folder: (folder / "optimizer.pt").unlink(),
+        lambda folder: _truncate(folder / "optimizer.pt"),
+        lambda folder: (folder / "scheduler.pt").write_bytes(b""),
+        lambda folder: (folder / "model.safetensors.index.json").write_text('{"weight_map": '),
         lambda folder: (folder / "model.safetensors").unlink(),
         lambda folder: _truncate(folder / "model.safetensors"),
         lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 40),

@@ -115,13 +115,18 @@ def test_multi_label_cells(write: WriteRows, values: list[Any], separator: str |
     assert same(tags, [[1, 1, 0], [float("nan")] * 3, [0, 0, 0], [0, 0, 1]])
 
 
-@pytest.mark.parametrize("vectors", [[[0, 2], [0, 1, 1]], [[True, False, True]], [[0.0, 1.0, 0.0]]])
+@pytest.mark.parametrize("vectors", [[[0, 2], [0, 1, 1]], [[True, False, True]], [[0.0, 1.0, 0.0]], [["1", "0", "1"]]])
 def test_vector_of_zeros_and_ones_is_not_taken_for_labels(write: WriteRows, vectors: list[Any]) -> None:
     row = len(vectors) - 1
-    with pytest.raises(
-        ValueError, match=rf"row {row} .* has a class id twice: it looks like a vector of zeros and ones"
-    ):
+    with pytest.raises(ValueError, match=rf"row {row} .* looks like a vector of zeros and ones"):
         load_column(write(texts_of([{"tags": vector} for vector in vectors])), TAGS)
+
+
+def test_vectors_of_width_two_and_lists_written_out_as_text(write: WriteRows) -> None:
+    with pytest.raises(ValueError, match="row 0 .* looks like a vector of zeros and ones"):
+        load_column(write(texts_of([{"tags": [1, 0]}, {"tags": [0, 1]}])), TAGS)
+    with pytest.raises(ValueError, match="a list written out as text"):
+        load_column(write(texts_of([{"tags": "['a', 'b']"}])), TAGS, label_separator=",")
 
 
 def test_multi_label_ids_and_fixed_length_lists(write: WriteRows, tmp_path: Path) -> None:

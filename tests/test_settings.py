@@ -81,6 +81,23 @@ def test_scheduler_that_watches_a_metric_knows_which_end_is_better(
     assert kwargs.get("mode") == mode
 
 
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("backbone: 5", "backbone must be text, found 5"),
+        ("freeze: true", "freeze must be text, found True"),
+        ("tasks: [topic]", "`tasks` must be a list of mappings"),
+        ("sources: {path: rows.csv}", "`sources` must be a list of mappings"),
+        ("\ttasks: []", "is no YAML"),
+    ],
+)
+def test_slips_in_the_file_are_told(line: str, message: str, tmp_path: Path) -> None:
+    lines = [known for known in ("tasks: [{name: a}]", "sources: [{path: b.csv}]") if known[:5] != line[:5]]
+    (tmp_path / "run.yaml").write_text("\n".join([*lines, "output_dir: out", line]))
+    with pytest.raises(ValueError, match=message):
+        parse_settings([str(tmp_path / "run.yaml")])
+
+
 def test_push_of_checkpoints_is_refused(settings_file: str) -> None:
     with pytest.raises(ValueError, match="hub_strategy='every_save' is not supported"):
         parse_settings([settings_file, "--hub_strategy", "every_save"])

@@ -125,6 +125,35 @@ def test_checkpoint_of_another_model_is_refused(tiny_model: MakeModel, toy_split
         other.train(str(tmp_path / "checkpoint-1"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "settings", "message"),
+    [
+        ({"tasks": lambda tasks: tasks[::-1]}, {}, "its tasks is"),
+        ({"tasks": lambda tasks: [replace(tasks[0], labels=("x", "y", "z")), *tasks[1:]]}, {}, "its tasks is"),
+        ({"pooling": "cls"}, {}, "its pooling is mean, that of this run cls"),
+        ({}, {"freeze": "heads:sentiment"}, "its freeze is heads:topic, that of this run heads:sentiment"),
+        ({}, {"weighting": "uncertainty"}, "its weighting is fixed"),
+        ({}, {"optim": "sgd"}, "its optim is"),
+    ],
+)
+def test_checkpoint_of_another_run_is_refused(
+    changes: dict[str, Any],
+    settings: dict[str, Any],
+    message: str,
+    tiny_model: MakeModel,
+    toy_splits: Splits,
+    tmp_path: Path,
+) -> None:
+    splits, tasks = toy_splits
+    common = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "freeze": "heads:topic"}
+    MTLTrainer(tiny_model(tasks=tasks), training_args(tmp_path, **common), train_dataset=splits["train"]).train()
+    other_tasks = changes.get("tasks", lambda tasks: tasks)(list(tasks))
+    model = tiny_model(tasks=other_tasks, **{key: value for key, value in changes.items() if key != "tasks"})
+    other = MTLTrainer(model, training_args(tmp_path, **{**common, **settings}), train_dataset=splits["train"])
+    with pytest.raises(ValueError, match=message):
+        other.train(resume_from_checkpoint=True)
+
+
 def test_early_stopping_watches_the_score(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
     splits, tasks = toy_splits
     args = training_args(
