@@ -70,6 +70,8 @@ class InferenceMixin(PreTrainedModel):
     ) -> "np.ndarray | Tensor":
         """Returns the embeddings of sentences, in their order.
 
+        Several threads may call it at once if the model is in evaluation mode, as it is when loaded.
+
         Args:
             sentences: One sentence, or several. The empty string is a sentence: its special tokens are pooled, and if
                 the tokenizer adds none its embedding is zero.

@@ -68,6 +68,10 @@ class MTLTrainingArguments(TrainingArguments):
                 f"hub_strategy={strategy.value!r} is not supported: it uploads pickled settings, and models without "
                 "their code. Use 'end', or push a checkpoint with `MTLModel.from_pretrained(...).push_to_hub(...)`."
             )
+        if self.save_only_model and self.resume_from_checkpoint:
+            raise ValueError(
+                "resume_from_checkpoint needs the optimizer's state, which save_only_model leaves out. Set one."
+            )
         if self.precision == "bf16" or (self.precision == "auto" and not self.fp16):
             self.bf16 = self.bf16 or self.precision == "bf16" or has_fast_bf16(self.use_cpu)
         elif self.precision == "fp32" and (self.bf16 or self.fp16):

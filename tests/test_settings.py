@@ -98,6 +98,11 @@ def test_slips_in_the_file_are_told(line: str, message: str, tmp_path: Path) -> 
         parse_settings([str(tmp_path / "run.yaml")])
 
 
+def test_resuming_from_models_alone_is_refused(settings_file: str) -> None:
+    with pytest.raises(ValueError, match="needs the optimizer's state"):
+        parse_settings([settings_file, "--save_only_model", "true", "--resume_from_checkpoint", "last"])
+
+
 def test_push_of_checkpoints_is_refused(settings_file: str) -> None:
     with pytest.raises(ValueError, match="hub_strategy='every_save' is not supported"):
         parse_settings([settings_file, "--hub_strategy", "every_save"])
