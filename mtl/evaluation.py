@@ -59,7 +59,7 @@ class EvaluationResult:
             num_rows=num_rows,
             score=log[f"{prefix}_score"],
             metrics=metrics,
-            primary={task.name: PRIMARY_METRIC[task.problem_type] for task in tasks},
+            primary=EvaluationMetrics(tasks).primary,
             seconds=log[f"{prefix}_runtime"],
         )
 

@@ -172,6 +172,10 @@ def _where(task: TaskConfig, part: Part, row: int | None = None) -> str:
     return f"Task {task.name!r}: {place}" + ("" if row is None else f", row {part.rows[row]} (the first row is 0),")
 
 
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
 def _is_given(values: pa.Array) -> npt.NDArray[np.bool_]:
     return values.is_valid().to_numpy(zero_copy_only=False)
 
@@ -194,7 +198,7 @@ def _lists(task: TaskConfig, part: Part) -> _Cells:
     column, separator = _column(task, part), part.source.label_separator
     if pa.types.is_null(column.type):
         column = column.cast(pa.list_(pa.string()))
-    text = pa.types.is_string(column.type) or pa.types.is_large_string(column.type)
+    text = _is_text(column.type)
     if text and separator is not None:
         written = np.flatnonzero(pc.match_substring_regex(column, r"^\s*\[.*\]\s*$").fill_null(False))
         if len(written):
@@ -220,7 +224,7 @@ def _lists(task: TaskConfig, part: Part) -> _Cells:
 def _check_no_vectors(task: TaskConfig, part: Part, cells: _Cells) -> None:
     """Refuses vectors of zeros and ones, which would be taken for lists of the ids 0 and 1."""
     kind, values = cells.values.type, cells.values
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if _is_text(kind):
         if not len(values) or not _all_integers(values):
             return
         values = values.cast(pa.int64())
@@ -263,7 +267,7 @@ def _names(task: TaskConfig, part: Part, values: pa.Array) -> pa.Array:
             ) from error
     if pa.types.is_integer(kind) or pa.types.is_null(kind):
         return values.cast(pa.string())
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if _is_text(kind):
         return _without_blanks(values.cast(pa.string()))
     raise ValueError(
         f"{_where(task, part)} is {kind}, but a label is a string, an integer or a boolean. Convert it, or set "
@@ -328,7 +332,7 @@ def _unknown_id(task: TaskConfig, value: str) -> str:
 def _numbers(task: TaskConfig, part: Part, cells: _Cells) -> npt.NDArray[np.float64]:
     """Returns each value as a number that float32 holds, nan where missing. Shape (values,)."""
     values = cells.values
-    if pa.types.is_string(values.type) or pa.types.is_large_string(values.type):
+    if _is_text(values.type):
         values = _parsed(task, part, cells)
     elif not any(is_kind(values.type) for is_kind in _NUMBER_KINDS):
         raise ValueError(
