@@ -174,6 +174,21 @@ class MTLConfig(PreTrainedConfig):
             # A repository may offer code for an architecture that transformers has too; none of it was used.
             vars(self.text_config).pop("auto_map", None)
 
+    @classmethod
+    def from_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        """Makes the configuration of what a `config.json` holds; see `PreTrainedConfig.from_dict`.
+
+        Raises:
+            ValueError: If it names no encoder or no list of tasks, for which there are no good defaults.
+        """
+        missing = [key for key in ("text_config", "tasks") if key not in config_dict and key not in kwargs]
+        if missing:
+            raise ValueError(
+                f"This config.json has no {missing}, so it was cut or is not of a multi-task model (its model_type is "
+                f"{config_dict.get('model_type')!r}). Restore it from where the model was trained."
+            )
+        return super().from_dict(config_dict, **kwargs)
+
     def _check_keywords(self, kwargs: Mapping[str, Any]) -> None:
         names = {field.name for field in dataclasses.fields(self)}
         for key in kwargs:

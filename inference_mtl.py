@@ -4,7 +4,7 @@ The file travels with every saved model; see `modeling_mtl.py`.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -142,8 +142,8 @@ class InferenceMixin(PreTrainedModel):
                 f"This {type(self).__name__} has no tokenizer, as none was saved with it. Set one: "
                 "`model.tokenizer = AutoTokenizer.from_pretrained(...)`."
             )
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, found {batch_size}.")
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise ValueError(f"batch_size must be an int of at least 1, found {batch_size!r}.")
         if not texts:
             return
         limit = self.max_tokens()
@@ -192,8 +192,12 @@ def _prediction(task: TaskConfig, logits: Tensor) -> Any:
 
 
 def _as_texts(sentences: str | Iterable[str]) -> list[str]:
-    if not isinstance(sentences, Iterable):
-        raise TypeError(f"sentences is {sentences!r}; expected a string or a list of strings.")
+    # Iterating over a mapping or a table would give its keys or columns, which are strings too.
+    if not isinstance(sentences, Iterable) or isinstance(sentences, Mapping) or getattr(sentences, "ndim", 1) != 1:
+        raise TypeError(
+            f"sentences is of type {type(sentences).__name__}; expected a string or a list of strings, such as the "
+            f"column of the texts. Found {str(sentences)[:100]!r}."
+        )
     texts = [sentences] if isinstance(sentences, str) else list(sentences)
     for position, text in enumerate(texts):
         if not isinstance(text, str):

@@ -189,7 +189,8 @@ class MTLModel(SharingMixin, InferenceMixin):
             position_ids: Positions, for backbones that take them. Shape (B, T).
             inputs_embeds: Token embeddings instead of `input_ids`. Shape (B, T, H).
             labels: Labels by task. Class ids, (B,), with -100 for missing; for multi-label, (B, C), and regression,
-                (B,) or (B, C), floats with nan for missing. A task may be left out.
+                (B,) or (B, C), floats with nan for missing. A task may be left out; keys that are no task's are
+                ignored.
             num_items_in_batch: Count of valid labels by task over the whole optimizer step; the summed losses are
                 divided by it. The count in this batch if not given.
             **kwargs: Passed on to the backbone, such as `output_hidden_states`.

@@ -49,6 +49,9 @@ class SharingMixin(PreTrainedModel):
         """
         hub = {key: kwargs[key] for key in _HUB_KEYWORDS if kwargs.get(key) is not None}
         trusted = bool(kwargs.get("trust_remote_code"))
+        own: Any = _class_of_folder(cls, pretrained_model_name_or_path) if trusted else cls
+        if own is not cls:
+            return own.from_pretrained(pretrained_model_name_or_path, *model_args, **kwargs)
         if kwargs.get("config") is None and _has_custom_backbone(pretrained_model_name_or_path, hub):
             config_class: Any = cls.config_class
             kwargs["config"] = config_class.from_pretrained(pretrained_model_name_or_path, **hub)
@@ -165,6 +168,21 @@ class SharingMixin(PreTrainedModel):
             'model.encode(["A sentence."])\nmodel.predict(["A sentence."])\n```\n',
             ignore_metadata_errors=False,
         )
+
+
+def _class_of_folder(cls: type, name_or_path: str | os.PathLike[str] | None) -> type:
+    """Returns the class that a folder's own code defines, where `cls` is of such code too; else `cls`.
+
+    `AutoModel` finds the class by that of the configuration, and so gives a folder of the same name and the same
+    `configuration_mtl.py` as an earlier one the model class of that one (seen with transformers 5.23).
+    """
+    package, _, module = cls.__module__.rpartition(".")
+    if not package.startswith("transformers_modules.") or name_or_path is None:
+        return cls
+    if not Path(name_or_path, f"{module}.py").is_file():
+        return cls
+    found: type = get_class_from_dynamic_module(f"{module}.{cls.__name__}", name_or_path)
+    return found
 
 
 def _has_custom_backbone(name_or_path: str | os.PathLike[str] | None, hub: dict[str, Any]) -> bool:

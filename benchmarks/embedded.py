@@ -1,6 +1,9 @@
 """Trains the embedded default with several seeds and writes what each reached on test: the table of the README.
 
 python benchmarks/embedded.py --seeds 0 1 2 --write README.md
+
+The precision is that of the processor; with --output benchmarks/results/embedded-fp32.json, say, the figures of
+another one (-- --precision fp32) stand beside them, and go between markers of that file's name.
 """
 
 import argparse
@@ -17,7 +20,6 @@ from documents import write_between, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = "configs/vader.yaml"
-BEGIN, END = "<!-- embedded:begin -->", "<!-- embedded:end -->"
 COLUMNS = (("topic", "accuracy"), ("sentiment", "accuracy"), ("valence", "pearson"))
 
 
@@ -41,7 +43,8 @@ def main(argv: list[str] | None = None) -> None:
     text = table(report["runs"])
     sys.stdout.write(text + "\n")
     if options.write is not None:
-        write_between(options.write, BEGIN, END, text)
+        name = options.output.stem
+        write_between(options.write, f"<!-- {name}:begin -->", f"<!-- {name}:end -->", text)
 
 
 def run(seed: int, overrides: list[str]) -> dict[str, Any]:
@@ -69,9 +72,8 @@ def table(results: dict[str, Any]) -> str:
     first = next(iter(results.values()))
     machine, versions = first["machine"], first["versions"]
     lines.append(
-        f"\nMade by `python benchmarks/embedded.py --write README.md` in {first['precision']} on "
-        f"{machine['cpu_count']} CPU cores ({machine['platform']}, torch {versions['torch']}, "
-        f"transformers {versions['transformers']})."
+        f"\nIn {first['precision']} on {machine['cpu_count']} CPU cores ({machine['platform']}, torch "
+        f"{versions['torch']}, transformers {versions['transformers']})."
     )
     return "\n".join(lines)
 

@@ -57,10 +57,30 @@ class MTLTrainingArguments(TrainingArguments):
         """Chooses the precision, then validates as the base class does."""
         if self.precision not in ("auto", "bf16", "fp32"):
             raise ValueError(f"precision {self.precision!r} is unknown. Use 'auto', 'bf16' or 'fp32'.")
+        self._refuse_what_is_not_supported()
+        if self.precision == "bf16" or (self.precision == "auto" and not self.fp16):
+            self.bf16 = self.bf16 or self.precision == "bf16" or has_fast_bf16(self.use_cpu)
+            # Where there is no accelerator the base class takes bf16 only from those who say so.
+            self.use_cpu = self.use_cpu or (self.bf16 and not torch.accelerator.is_available())
+        elif self.precision == "fp32" and (self.bf16 or self.fp16):
+            raise ValueError("precision='fp32' stands against bf16=True or fp16=True. Set one of them.")
+        # Pinned memory serves copies to an accelerator; without one torch warns at every data loader.
+        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        self._choose_metric()
+        super().__post_init__()
+        if self.lr_scheduler_type in _WATCH_A_METRIC:
+            given: Any = self.lr_scheduler_kwargs or {}  # Parsed by now.
+            self.lr_scheduler_kwargs = {"mode": "max" if self.greater_is_better else "min", **given}
+
+    def _refuse_what_is_not_supported(self) -> None:
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor={self.label_smoothing_factor} is not supported: the losses of the tasks are "
                 "computed in the model. Leave it at 0."
+            )
+        if not self.eval_do_concat_batches:
+            raise ValueError(
+                "eval_do_concat_batches=False is not supported: metrics are computed over all rows. Leave it at True."
             )
         strategy = HubStrategy(self.hub_strategy)
         if strategy != HubStrategy.END:
@@ -72,17 +92,6 @@ class MTLTrainingArguments(TrainingArguments):
             raise ValueError(
                 "resume_from_checkpoint needs the optimizer's state, which save_only_model leaves out. Set one."
             )
-        if self.precision == "bf16" or (self.precision == "auto" and not self.fp16):
-            self.bf16 = self.bf16 or self.precision == "bf16" or has_fast_bf16(self.use_cpu)
-        elif self.precision == "fp32" and (self.bf16 or self.fp16):
-            raise ValueError("precision='fp32' stands against bf16=True or fp16=True. Set one of them.")
-        # Pinned memory serves copies to an accelerator; without one torch warns at every data loader.
-        self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
-        self._choose_metric()
-        super().__post_init__()
-        if self.lr_scheduler_type in _WATCH_A_METRIC:
-            given: Any = self.lr_scheduler_kwargs or {}  # Parsed by now.
-            self.lr_scheduler_kwargs = {"mode": "max" if self.greater_is_better else "min", **given}
 
     def _choose_metric(self) -> None:
         # Given in any case, the Trainer would look for it at every evaluation, whatever the evaluation measures.

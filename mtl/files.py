@@ -28,9 +28,7 @@ def read_csv(path: Path, wanted: Collection[str], delimiter: str = ",") -> Table
     """
     with path.open(encoding="utf-8-sig", newline="") as file:
         columns = next(csv.reader(file, delimiter=delimiter), [])
-    present = [column for column in columns if column in wanted]
-    if len(set(present)) < len(present):
-        raise ValueError(f"a column stands twice in the header {columns}. Rename one.")
+    present = _present(columns, wanted)
     # Arrow takes an empty list of columns for all of them.
     if not present:
         return columns, pa.table({})
@@ -80,7 +78,12 @@ def _json_records(content: str) -> list[dict[str, Any]]:
 def _json_column(name: str, values: list[Any]) -> pa.Array:
     try:
         return pa.array(values)
-    except (pa.ArrowException, OverflowError) as error:
+    except OverflowError as error:
+        row = next(row for row, value in enumerate(values) if isinstance(value, int) and abs(value) >= 2**63)
+        raise ValueError(
+            f"column {name!r} has {values[row]} in row {row}, more than 64 bits hold. Write such numbers as strings."
+        ) from error
+    except pa.ArrowException as error:
         kinds = {row: type(value).__name__ for row, value in enumerate(values) if value is not None}
         first = next(iter(kinds))
         odd = next((row for row, kind in kinds.items() if kind != kinds[first]), first)
@@ -94,11 +97,18 @@ def read_parquet(path: Path, wanted: Collection[str]) -> Table:
     """Reads a Parquet file, with the features that `datasets` may have written into its schema.
 
     Raises:
-        ValueError: For a file that is no Parquet.
+        ValueError: For a wanted column that stands twice, or a file that is no Parquet.
     """
     with pyarrow.parquet.ParquetFile(path) as file:
         columns = list(file.schema_arrow.names)
-        return columns, file.read(columns=[column for column in columns if column in wanted])
+        return columns, file.read(columns=_present(columns, wanted))
+
+
+def _present(columns: list[str], wanted: Collection[str]) -> list[str]:
+    present = [column for column in columns if column in wanted]
+    if len(set(present)) < len(present):
+        raise ValueError(f"a column stands twice in the header {columns}. Rename one.")
+    return present
 
 
 READERS: dict[str, Callable[[Path, Collection[str]], Table]] = {

@@ -15,7 +15,6 @@ What a cell means:
 import dataclasses
 import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -23,32 +22,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TaskConfig
+from mtl.label_cells import (
+    Cells,
+    all_integers,
+    is_integer,
+    place_of,
+    read_lists,
+    read_names,
+    read_numbers,
+    read_single,
+)
 from mtl.parts import Part
 
-_INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"  # what fits into int64, and comes back from it as it was
-_LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)
-_NUMBER_KINDS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal, pa.types.is_null)
 _MOST_SHOWN = 20  # labels listed in a message
 
 
 def label_column(task_name: str) -> str:
     """Returns the name of the column that holds a task's labels."""
     return f"label_{task_name}"
-
-
-@dataclass(frozen=True, eq=False)
-class _Cells:
-    """The values of a label column, laid flat: one a row, or any number a row where cells are lists.
-
-    Args:
-        values: The values. Shape (values,).
-        parents: Row of each value. Shape (values,).
-        given: Whether a row has a label at all. Shape (rows,).
-    """
-
-    values: pa.Array
-    parents: npt.NDArray[np.int64]
-    given: npt.NDArray[np.bool_]
 
 
 def resolve_task(task: TaskConfig, parts: Sequence[Part]) -> TaskConfig:
@@ -71,7 +62,7 @@ def resolve_task(task: TaskConfig, parts: Sequence[Part]) -> TaskConfig:
     labels = list(dict.fromkeys(name for some in names for name in some))
     if not labels:
         labels = _labels_in_train(task, mine)
-        if task.num_labels is not None and _all_integers(pa.array(labels, pa.string())):
+        if task.num_labels is not None and all_integers(pa.array(labels, pa.string())):
             return task
     if task.num_labels not in (None, len(labels)):
         raise ValueError(
@@ -83,12 +74,12 @@ def resolve_task(task: TaskConfig, parts: Sequence[Part]) -> TaskConfig:
 
 def _labels_in_train(task: TaskConfig, parts: Sequence[Part]) -> list[str]:
     trains = [part for part in parts if part.split == "train"]
-    names = pa.chunked_array([_read_names(task, part).values for part in trains], pa.string())
+    names = pa.chunked_array([read_names(task, part).values for part in trains], pa.string())
     labels = names.unique().drop_null().to_pylist()
     # Where there is no train at all, nothing is to be learned, and `num_labels` is enough.
     if not labels and (trains or task.num_labels is None):
         raise ValueError(f"Task {task.name!r} has no label in split 'train'. Fill its column, or name its `labels`.")
-    return sorted(labels, key=int) if _all_integers(pa.array(labels, pa.string())) else sorted(labels)
+    return sorted(labels, key=int) if all_integers(pa.array(labels, pa.string())) else sorted(labels)
 
 
 def encode_labels(task: TaskConfig, part: Part) -> pa.Array:
@@ -118,12 +109,12 @@ def count_labelled(task: TaskConfig, column: pa.ChunkedArray) -> int:
 
 
 def _encode_single(task: TaskConfig, part: Part) -> pa.Array:
-    ids = _class_ids(task, part, _read_names(task, part))
+    ids = _class_ids(task, part, read_names(task, part))
     return _as_column(task, ids)
 
 
 def _encode_multi(task: TaskConfig, part: Part) -> pa.Array:
-    cells = _read_names(task, part)
+    cells = read_names(task, part)
     hot = np.zeros((len(cells.given), task.num_labels or 1))  # (rows, C)
     hot[~cells.given] = np.nan
     hot[cells.parents, _class_ids(task, part, cells)] = 1.0
@@ -133,16 +124,15 @@ def _encode_multi(task: TaskConfig, part: Part) -> pa.Array:
 def _encode_regression(task: TaskConfig, part: Part) -> pa.Array:
     width = task.num_labels or 1
     if width == 1:
-        column = _column(task, part)
-        return _as_column(task, _numbers(task, part, _Cells(column, np.arange(len(column)), _is_given(column))))
-    cells = _lists(task, part)
+        return _as_column(task, read_numbers(task, part, read_single(task, part)))
+    cells = read_lists(task, part)
     counts = np.bincount(cells.parents, minlength=len(cells.given))
     wrong = np.flatnonzero(cells.given & (counts != width))
     if len(wrong):
-        where = _where(task, part, int(wrong[0]))
+        where = place_of(task, part, int(wrong[0]))
         raise ValueError(f"{where} has {counts[wrong[0]]} numbers, but the task {width} outputs. Correct the cell.")
     numbers = np.full((len(cells.given), width), np.nan)  # (rows, C)
-    numbers[cells.given] = _numbers(task, part, cells).reshape(-1, width)
+    numbers[cells.given] = read_numbers(task, part, cells).reshape(-1, width)
     return _as_column(task, numbers)
 
 
@@ -163,155 +153,27 @@ def _as_column(task: TaskConfig, values: npt.NDArray) -> pa.Array:
     return pa.FixedSizeListArray.from_arrays(flat, task.num_labels)
 
 
-def _column(task: TaskConfig, part: Part) -> pa.Array:
-    return part.table[part.source.labels[task.name]].combine_chunks()
-
-
-def _where(task: TaskConfig, part: Part, row: int | None = None) -> str:
-    place = f"column {part.source.labels[task.name]!r} of source {part.source.name!r}, split {part.split!r}"
-    return f"Task {task.name!r}: {place}" + ("" if row is None else f", row {part.rows[row]} (the first row is 0),")
-
-
-def _is_text(kind: pa.DataType) -> bool:
-    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _is_given(values: pa.Array) -> npt.NDArray[np.bool_]:
-    return values.is_valid().to_numpy(zero_copy_only=False)
-
-
-def _read_names(task: TaskConfig, part: Part) -> _Cells:
-    if task.problem_type == SINGLE_LABEL:
-        names = _names(task, part, _column(task, part))
-        return _Cells(names, np.arange(len(names)), _is_given(names))
-    cells = _lists(task, part)
-    _check_no_vectors(task, part, cells)
-    names = _names(task, part, cells.values)
-    blank = np.flatnonzero(~_is_given(names))
-    if len(blank):
-        where = _where(task, part, int(cells.parents[blank[0]]))
-        raise ValueError(f"{where} has an empty label in its list. Leave it out of the list.")
-    return dataclasses.replace(cells, values=names)
-
-
-def _lists(task: TaskConfig, part: Part) -> _Cells:
-    column, separator = _column(task, part), part.source.label_separator
-    if pa.types.is_null(column.type):
-        column = column.cast(pa.list_(pa.string()))
-    text = _is_text(column.type)
-    if text and separator is not None:
-        written = np.flatnonzero(pc.match_substring_regex(column, r"^\s*\[.*\]\s*$").fill_null(False))
-        if len(written):
-            raise ValueError(
-                f"{_where(task, part, int(written[0]))} has {column[int(written[0])].as_py()!r}, a list written out "
-                "as text. Leave out brackets and quotes, or store lists (JSON, Parquet)."
-            )
-        column = pc.split_pattern(_without_blanks(column.cast(pa.string())), separator)
-    if not any(is_kind(column.type) for is_kind in _LIST_KINDS):
-        raise ValueError(
-            f"{_where(task, part)} is {column.type}, but the cells of this task are lists. Store lists (JSON, "
-            "Parquet), or strings with `label_separator` set in the source."
-        )
-    values, parents = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy()
-    if text:
-        values = pc.utf8_trim_whitespace(values)
-        if task.problem_type == MULTI_LABEL:
-            full = pc.not_equal(values, "")
-            values, parents = values.filter(full), parents[full.to_numpy(zero_copy_only=False)]
-    return _Cells(values, parents, _is_given(column))
-
-
-def _check_no_vectors(task: TaskConfig, part: Part, cells: _Cells) -> None:
-    """Refuses vectors of zeros and ones, which would be taken for lists of the ids 0 and 1."""
-    kind, values = cells.values.type, cells.values
-    if _is_text(kind):
-        if not len(values) or not _all_integers(values):
-            return
-        values = values.cast(pa.int64())
-    elif not any(is_kind(kind) for is_kind in (pa.types.is_integer, pa.types.is_boolean, pa.types.is_floating)):
-        return
-    values = values.cast(pa.float64()).to_numpy(zero_copy_only=False)
-    order = np.lexsort((values, cells.parents))
-    rows, values = cells.parents[order], values[order]
-    doubled = rows[1:][(rows[1:] == rows[:-1]) & (values[1:] == values[:-1])]
-    widths = np.bincount(cells.parents, minlength=len(cells.given))[cells.given]
-    # Two classes, of which every row has both, would be no task.
-    if len(doubled) or (set(values) == {0, 1} and set(widths) == {2}):
-        row = int(doubled[0] if len(doubled) else rows[0])
-        raise ValueError(
-            f"{_where(task, part, row)} looks like a vector of zeros and ones. Give the labels that hold, by name or "
-            "by id."
-        )
-
-
-def _without_blanks(strings: pa.Array) -> pa.Array:
-    return pc.if_else(pc.equal(pc.utf8_trim_whitespace(strings), ""), pa.scalar(None, pa.string()), strings)
-
-
-def _names(task: TaskConfig, part: Part, values: pa.Array) -> pa.Array:
-    """Returns labels as strings, null where missing."""
-    kind, declared = values.type, part.class_names.get(part.source.labels[task.name])
-    if declared is not None:
-        return _declared_names(task, part, values, declared)
-    if pa.types.is_boolean(kind):
-        return pc.if_else(values, "True", "False")
-    if pa.types.is_floating(kind):
-        # What pandas makes of integers with gaps.
-        whole = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
-        try:
-            return whole.cast(pa.int64()).cast(pa.string())
-        except pa.ArrowInvalid as error:
-            raise ValueError(
-                f"{_where(task, part)} holds fractions ({error}), which are no class labels. Set another column, or "
-                f"problem_type: {REGRESSION}."
-            ) from error
-    if pa.types.is_integer(kind) or pa.types.is_null(kind):
-        return values.cast(pa.string())
-    if _is_text(kind):
-        return _without_blanks(values.cast(pa.string()))
-    raise ValueError(
-        f"{_where(task, part)} is {kind}, but a label is a string, an integer or a boolean. Convert it, or set "
-        f"another column as `labels.{task.name}` in the source."
-    )
-
-
-def _declared_names(task: TaskConfig, part: Part, values: pa.Array, declared: Sequence[str]) -> pa.Array:
-    ids = values.cast(pa.int64())
-    ids = pc.if_else(pc.equal(ids, -1), pa.scalar(None, pa.int64()), ids)
-    bounds = pc.min_max(ids).as_py()
-    if bounds["min"] is not None and not 0 <= bounds["min"] <= bounds["max"] < len(declared):
-        raise ValueError(
-            f"{_where(task, part)} is a ClassLabel with {len(declared)} names, but its ids go from {bounds['min']} to "
-            f"{bounds['max']}. Correct the ids, or give the feature all its names."
-        )
-    return pa.array(declared, pa.string()).take(ids)
-
-
-def _all_integers(names: pa.Array) -> bool:
-    return bool(pc.all(pc.match_substring_regex(names, _INTEGER), min_count=0).as_py())
-
-
-def _class_ids(task: TaskConfig, part: Part, cells: _Cells) -> npt.NDArray[np.int64]:
+def _class_ids(task: TaskConfig, part: Part, cells: Cells) -> npt.NDArray[np.int64]:
     """Returns the class id of each value, -100 where missing. Shape (values,)."""
     named = task.labels is not None and (
         part.source.labels[task.name] in part.class_names
-        or not _all_integers(cells.values)
-        or any(_all_integers(pa.array([label])) for label in task.labels)
+        or not all_integers(cells.values)
+        or any(all_integers(pa.array([label])) for label in task.labels)
     )
     if named:
         ids = pc.index_in(cells.values, value_set=pa.array(task.labels, pa.string()))
         wrong = ids.is_null()
-    elif _all_integers(cells.values):
+    elif all_integers(cells.values):
         ids = cells.values.cast(pa.int64())
         wrong = pc.or_(pc.less(ids, 0), pc.greater_equal(ids, task.num_labels))
     else:
         ids = pa.nulls(len(cells.values), pa.int64())
-        wrong = pc.invert(pc.match_substring_regex(cells.values, _INTEGER))
+        wrong = pc.invert(is_integer(cells.values))
     places = np.flatnonzero(pc.and_(wrong.fill_null(False), cells.values.is_valid()).to_numpy(zero_copy_only=False))
     if len(places):
         value, row = cells.values[int(places[0])].as_py(), int(cells.parents[places[0]])
         problem = _unknown_label(task, value) if named else _unknown_id(task, value)
-        raise ValueError(f"{_where(task, part, row)} has {problem} ({len(places):,} such cells in all)")
+        raise ValueError(f"{place_of(task, part, row)} has {problem} ({len(places):,} such cells in all)")
     return ids.fill_null(IGNORE_INDEX).to_numpy().astype(np.int64)
 
 
@@ -327,39 +189,3 @@ def _unknown_id(task: TaskConfig, value: str) -> str:
         f"the class id {value!r}, but ids go from 0 to {(task.num_labels or 1) - 1}. Correct the cell (an empty one "
         "is a missing label) or `num_labels` of the task, or name its `labels`."
     )
-
-
-def _numbers(task: TaskConfig, part: Part, cells: _Cells) -> npt.NDArray[np.float64]:
-    """Returns each value as a number that float32 holds, nan where missing. Shape (values,)."""
-    values = cells.values
-    if _is_text(values.type):
-        values = _parsed(task, part, cells)
-    elif not any(is_kind(values.type) for is_kind in _NUMBER_KINDS):
-        raise ValueError(
-            f"{_where(task, part)} is {values.type}, but this task needs numbers. Convert it, or set another "
-            f"column as `labels.{task.name}` in the source."
-        )
-    numbers = values.cast(pa.float64()).fill_null(np.nan).to_numpy(zero_copy_only=False)
-    with np.errstate(over="ignore"):
-        infinite = np.flatnonzero(np.isinf(numbers.astype(np.float32)))
-    if len(infinite):
-        where = _where(task, part, int(cells.parents[infinite[0]]))
-        raise ValueError(f"{where} has {numbers[infinite[0]]}, which is not finite in float32. Correct the cell.")
-    return numbers
-
-
-def _parsed(task: TaskConfig, part: Part, cells: _Cells) -> pa.Array:
-    strings = _without_blanks(pc.utf8_trim_whitespace(cells.values.cast(pa.string())))
-    try:
-        return strings.cast(pa.float64())
-    except pa.ArrowInvalid:
-        for place, string in enumerate(strings):
-            try:
-                string.cast(pa.float64())
-            except pa.ArrowInvalid as error:
-                where = _where(task, part, int(cells.parents[place]))
-                raise ValueError(
-                    f"{where} has {string.as_py()!r}, which is not a number. Correct the cell; an empty one is a "
-                    "missing label."
-                ) from error
-        raise

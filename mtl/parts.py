@@ -185,6 +185,8 @@ def _as_part(source: SourceConfig, split: str, loaded: Table) -> Part:
     for index, item in enumerate(table.schema):
         if pa.types.is_dictionary(item.type):
             table = table.set_column(index, item.name, table[item.name].cast(item.type.value_type))
+        elif pa.types.is_string_view(item.type):
+            table = table.set_column(index, item.name, table[item.name].cast(pa.string()))
     return Part(source, split, table, names, np.arange(table.num_rows))
 
 
@@ -204,7 +206,13 @@ def _by_split_column(source: SourceConfig, parts: Mapping[str, Part]) -> dict[st
             "out `split_column`."
         )
     part = parts["train"]
-    column = part.table[source.split_column].cast(pa.string())
+    column = part.table[source.split_column]
+    if pa.types.is_nested(column.type):
+        raise ValueError(
+            f"Source {source.name!r}: split column {source.split_column!r} is {column.type}, but a split is a name. "
+            "Set another column."
+        )
+    column = column.cast(pa.string())
     names = pc.utf8_lower(pc.utf8_trim_whitespace(column)).to_pylist()
     splits = np.array([SPLIT_OF_NAME.get(name or "", "") for name in names])
     unknown = np.flatnonzero(splits == "")

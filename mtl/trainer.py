@@ -2,13 +2,14 @@
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import Dataset, Sampler, SequentialSampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import (
     EarlyStoppingCallback,
     Trainer,
@@ -18,8 +19,9 @@ from transformers import (
     TrainingArguments,
 )
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
+from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel, valid_labels
 from mtl.arguments import MTLTrainingArguments
 from mtl.checkpoints import TRAINING_ARGS_JSON, check_same_run, last_complete_checkpoint
@@ -158,6 +160,18 @@ class MTLTrainer(Trainer):
             self._loss_sums, self._label_counts = {}, {}
         super().log(logs, start_time)
 
+    def evaluation_loop(
+        self,
+        dataloader: DataLoader,
+        description: str,
+        prediction_loss_only: bool | None = None,
+        ignore_keys: list[str] | None = None,
+        metric_key_prefix: str = "eval",
+    ) -> EvalLoopOutput:
+        """Refuses a prefix that would hide a task's name; see `Trainer.evaluation_loop`."""
+        _check_prefix(self.tasks, metric_key_prefix)
+        return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Gives heads and learned task weights their own learning rate; see `Trainer.create_optimizer`."""
         if self.optimizer is not None:
@@ -232,10 +246,7 @@ class MTLTrainer(Trainer):
 
 
 def _check_arguments(model: MTLModel, args: MTLTrainingArguments, others: dict[str, Any]) -> None:
-    for task in model.config.tasks:
-        # The Trainer puts `eval_` before the name of every metric, but for names that begin with it.
-        if task.name.startswith("eval_"):
-            raise ValueError(f"Task {task.name!r}: a name that begins with `eval_` is the Trainer's. Rename the task.")
+    _check_prefix(model.config.tasks, "eval")
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: counts of labels by task do not "
@@ -249,6 +260,17 @@ def _check_arguments(model: MTLModel, args: MTLTrainingArguments, others: dict[s
             f"An optimizer is given, so head_learning_rate={args.head_learning_rate} and weighting={args.weighting!r} "
             "would have no effect. Leave them at their defaults, or give no optimizer."
         )
+
+
+def _check_prefix(tasks: Sequence[TaskConfig], prefix: str) -> None:
+    for task in tasks:
+        # The Trainer puts the prefix before the name of every metric, but for names that begin with it: the metrics
+        # of `test_a` and those of `a` would have one name.
+        if task.name.startswith(f"{prefix}_"):
+            raise ValueError(
+                f"Task {task.name!r}: a name that begins with `{prefix}_` does not go with metric_key_prefix="
+                f"{prefix!r}. Give another prefix, or, for `eval`, which is the Trainer's own, rename the task."
+            )
 
 
 class _LearnedWeightsCallback(TrainerCallback):

@@ -227,6 +227,16 @@ def test_config_refuses(settings: dict[str, Any], message: str) -> None:
         MTLConfig(**{"tasks": [TOPIC], **settings})
 
 
+@pytest.mark.parametrize("key", ["tasks", "text_config"])
+def test_file_that_lacks_what_has_no_default(key: str, tmp_path: Path) -> None:
+    write_config(tmp_path)
+    fields = json.loads((tmp_path / "config.json").read_text())
+    del fields[key]
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match=rf"has no \['{key}'\].*its model_type is 'mtl'\)"):
+        MTLConfig.from_pretrained(tmp_path)
+
+
 def test_illegal_task_in_a_file_is_refused(tmp_path: Path) -> None:
     write_config(tmp_path, tasks=[{"name": "train", "num_labels": 2}])
     with pytest.raises(ValueError, match="Task name 'train' is reserved"):

@@ -75,6 +75,24 @@ def test_json_lines_may_hold_line_separators_and_lack_keys(tmp_path: Path) -> No
     assert load_column(tmp_path / "a.jsonl", TOPIC)[0] == [0, 1, IGNORE_INDEX]
 
 
+def test_strings_of_the_view_kind(tmp_path: Path) -> None:
+    path = tmp_path / "a.parquet"
+    kind = pa.string_view()
+    pyarrow.parquet.write_table(
+        pa.table({"text": pa.array(["a", "b"], kind), "topic": pa.array(["x", "y"], kind)}), path
+    )
+    splits, (topic,) = load_sources([SourceConfig(str(path), labels={"topic": "topic"})], [TOPIC], **UNCUT)
+    assert splits["train"]["text"][:] == ["a", "b"]
+    assert topic.labels == ("x", "y")
+
+
+def test_column_of_parquet_that_stands_twice(tmp_path: Path) -> None:
+    arrays = [pa.array(["a"]), pa.array(["b"]), pa.array(["x"])]
+    pyarrow.parquet.write_table(pa.Table.from_arrays(arrays, ["text", "text", "topic"]), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=r"a column stands twice in the header \['text', 'text', 'topic'\]"):
+        load_sources([SourceConfig(str(tmp_path / "a.parquet"), labels={"topic": "topic"})], [TOPIC])
+
+
 def test_categories_and_other_columns_do_no_harm(tmp_path: Path) -> None:
     table = pa.table({"text": ["a", "b", "c"], "topic": pa.array(["y", None, "x"]), "when": [datetime.min] * 3})
     table = table.set_column(1, "topic", table["topic"].dictionary_encode())
@@ -103,6 +121,11 @@ def test_categories_and_other_columns_do_no_harm(tmp_path: Path) -> None:
             "column 'topic' has 1 in row 0 and 'x'",
         ),
         ("a.jsonl", b'{"text": "a"}\n{"text": 5}', "column 'text' has 'a' in row 0 and 5 in row 1"),
+        (
+            "a.jsonl",
+            b'{"text": "a", "topic": 1}\n{"text": "b", "topic": 9223372036854775808}',
+            "column 'topic' has 9223372036854775808 in row 1, more than 64 bits hold. Write such numbers as strings",
+        ),
         ("a.parquet", b"text", "cannot read .*a.parquet"),
         ("a.xlsx", b"", r"has suffix '.xlsx'; known are \['.csv', '.tsv', '.json', '.jsonl', '.parquet'\]"),
     ],

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 from checks import output_layer
@@ -140,10 +141,21 @@ def test_what_is_no_sentence_is_told_with_its_place(model: MTLModel, method: str
         call([3, "price"])
     with pytest.raises(TypeError, match=r"sentences\[2\] is \('a', 'b'\) of type tuple"):
         call(["price", "why", ("a", "b")])
-    with pytest.raises(TypeError, match="sentences is None; expected a string or a list of strings"):
+    with pytest.raises(TypeError, match="sentences is of type NoneType; expected a string or a list of strings"):
         call(None)
-    with pytest.raises(ValueError, match="batch_size must be at least 1, found 0"):
-        getattr(model, method)(["price"], batch_size=0)
+    with pytest.raises(TypeError, match="sentences is of type dict; .* such as the column of the texts"):
+        call({"text": ["price"]})
+    with pytest.raises(TypeError, match="sentences is of type DataFrame"):
+        call(pandas.DataFrame({"text": ["price"]}))
+    for size in (0, 2.5, True, "8"):
+        with pytest.raises(ValueError, match=f"batch_size must be an int of at least 1, found {size!r}"):
+            getattr(model, method)(["price"], batch_size=size)
+
+
+def test_columns_of_tables_and_iterators_are_sentences(model: MTLModel) -> None:
+    expected = model.encode(["price", "why"])
+    for sentences in (pandas.Series(["price", "why"]), np.array(["price", "why"]), iter(["price", "why"])):
+        np.testing.assert_array_equal(model.encode(sentences), expected)
 
 
 @pytest.mark.parametrize("method", ["encode", "predict"])

@@ -73,6 +73,24 @@ def test_loads_in_a_process_without_the_package(model: MTLModel, tmp_path: Path)
     assert_loads_as(second, model)
 
 
+LOAD_TWO = """
+from transformers import AutoModel
+
+models = [AutoModel.from_pretrained(folder, trust_remote_code=True) for folder in sys.argv[1:]]
+report(thresholds=[sys.modules[type(model).predict.__module__].MULTI_LABEL_THRESHOLD for model in models])
+"""
+
+
+def test_folders_of_one_name_keep_their_own_code(model: MTLModel, tmp_path: Path) -> None:
+    folders = [tmp_path / run / "checkpoint-500" for run in ("first", "second")]
+    for folder in folders:
+        model.save_pretrained(folder)
+    code = folders[1] / "inference_mtl.py"
+    code.write_text(code.read_text().replace("MULTI_LABEL_THRESHOLD = 0.5", "MULTI_LABEL_THRESHOLD = 0.25"))
+    got = run_fresh(LOAD_TWO, *folders, env=offline_env(tmp_path / "home"), cwd=tmp_path / "empty")
+    assert got["thresholds"] == [0.5, 0.25]
+
+
 @pytest.mark.parametrize("name", HUB_FILES)
 def test_hub_files_import_only_what_is_there(name: str) -> None:
     tree = ast.parse((ROOT / name).read_text(encoding="utf-8"))

@@ -103,6 +103,11 @@ def test_resuming_from_models_alone_is_refused(settings_file: str) -> None:
         parse_settings([settings_file, "--save_only_model", "true", "--resume_from_checkpoint", "last"])
 
 
+def test_batches_of_an_evaluation_that_stay_apart_are_refused(settings_file: str) -> None:
+    with pytest.raises(ValueError, match="eval_do_concat_batches=False is not supported"):
+        parse_settings([settings_file, "--eval_do_concat_batches", "false"])
+
+
 def test_push_of_checkpoints_is_refused(settings_file: str) -> None:
     with pytest.raises(ValueError, match="hub_strategy='every_save' is not supported"):
         parse_settings([settings_file, "--hub_strategy", "every_save"])

@@ -179,6 +179,10 @@ def test_split_column_errors(write: WriteRows, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"Split column 'part' is not in .* \['text', 'topic'\]"):
         load_sources([source], [TOPIC])
     DatasetDict(dict.fromkeys(("train", "test"), Dataset.from_list(rows))).save_to_disk(str(tmp_path / "saved"))
+    (tmp_path / "lists.json").write_text('[{"text": "a", "topic": "b", "part": ["train"]}]')
+    lists = SourceConfig(str(tmp_path / "lists.json"), labels={"topic": "topic"}, split_column="part")
+    with pytest.raises(ValueError, match="split column 'part' is list<.*>, but a split is a name"):
+        load_sources([lists], [TOPIC])
     both = SourceConfig(str(tmp_path / "saved"), labels={"topic": "topic"}, split_column="part")
     with pytest.raises(ValueError, match=r"has the splits \['train', 'test'\] and `split_column` 'part'"):
         load_sources([both], [TOPIC])

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel, summed_loss, valid_labels
+from mtl.arguments import MTLTrainingArguments
 from mtl.trainer import MTLTrainer
 
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
@@ -254,3 +255,13 @@ def test_auto_precision_follows_the_processor(fast: bool, monkeypatch: pytest.Mo
     monkeypatch.setattr("mtl.arguments.has_fast_bf16", lambda use_cpu: fast)
     assert training_args(tmp_path, precision="auto").precision_in_use == ("bf16 autocast" if fast else "fp32")
     assert training_args(tmp_path, precision="fp32").precision_in_use == "fp32"
+
+
+def test_bf16_of_a_processor_needs_no_word_of_the_cpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("mtl.arguments.has_fast_bf16", lambda use_cpu: True)
+    monkeypatch.setattr("torch.accelerator.is_available", lambda: False)
+    for precision in ("auto", "bf16"):
+        args = MTLTrainingArguments(str(tmp_path), precision=precision)
+        assert args.precision_in_use == "bf16 autocast"
+        assert args.use_cpu
+    assert not MTLTrainingArguments(str(tmp_path), precision="fp32").use_cpu

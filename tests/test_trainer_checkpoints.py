@@ -66,6 +66,8 @@ def test_a_result_is_that_of_its_task_whatever_the_others_are_called(
     assert result.metrics["test"]["loss"] == pytest.approx(output.metrics["other_test_loss"])
     assert result.metrics["topic"] != result.metrics["test_topic"]
     json.dumps(result.to_dict(), allow_nan=False)
+    with pytest.raises(ValueError, match="Task 'test_topic': a name that begins with `test_` .* another prefix"):
+        trainer.predict(dataset, metric_key_prefix="test")
     with pytest.raises(ValueError, match="Task 'eval_topic': a name that begins with `eval_`"):
         MTLTrainer(tiny_model(tasks=[replace(topic, name="eval_topic")]), training_args(tmp_path))
 
