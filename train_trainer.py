@@ -23,7 +23,7 @@ from configuration_mtl import MTLConfig, TaskConfig
 from modeling_mtl import MTLModel, set_dropout
 from mtl.arguments import MTLTrainingArguments
 from mtl.card import build_card
-from mtl.checkpoints import last_complete_checkpoint
+from mtl.checkpoints import head_meaning, last_complete_checkpoint
 from mtl.console import ProgressReport, metrics_table, sample_lines, true_labels
 from mtl.data import SourceConfig, load_sources, tokenize_splits
 from mtl.evaluation import EvaluationResult, evaluate_split, evaluation_of_final_model
@@ -50,12 +50,14 @@ class Run:
     """A run's parts, ready to train.
 
     Args:
-        trainer: The trainer, with model and data.
+        settings: What is trained on what.
+        trainer: The trainer, with model, data and the settings of training.
         splits: The tokenised splits.
         tasks: The tasks, with their labels.
         truncated: Count of texts cut at the limit, by split.
     """
 
+    settings: RunSettings
     trainer: MTLTrainer
     splits: DatasetDict
     tasks: tuple[TaskConfig, ...]
@@ -67,17 +69,38 @@ class Run:
         return Path(str(self.trainer.args.output_dir))
 
 
-def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    """Runs from settings to the saved, measured model; returns the report.
+def cli() -> None:
+    """Runs the program on the command line; what is wrong with settings or data ends it with its message alone."""
+    argv = sys.argv[1:]
+    try:
+        run = set_up(argv)
+    except (ImportError, OSError, ValueError) as error:
+        logger.debug("The set-up failed.", exc_info=True)  # With `--log_level debug`.
+        sys.exit(f"train_trainer.py: error: {error}")
+    finish(run, argv)
 
-    The model is saved before it is measured, so that what fails then does not cost the training.
-    """
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Runs from settings to the saved, measured model; returns the report."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    return finish(set_up(argv), argv)
+
+
+def set_up(argv: Sequence[str]) -> Run:
+    """Reads the settings and prepares what they ask for; see `parse_settings` and `prepare`."""
     settings, args = parse_settings(argv)
     _set_up_logging(args)
     set_seed(args.seed)  # The fresh heads are drawn before the trainer sets the seed.
-    run = prepare(settings, args)
-    training = train(run, args)
+    return prepare(settings, args)
+
+
+def finish(run: Run, argv: Sequence[str]) -> dict[str, Any]:
+    """Trains, saves, measures and describes; returns the report.
+
+    The model is saved before it is measured, so that what fails then does not cost the training.
+    """
+    args = run.trainer.args
+    training = train(run)
     if run.trainer.is_world_process_zero():
         for name in (CARD, REPORT):  # Those of an earlier run would speak of another model.
             (run.output_dir / name).unlink(missing_ok=True)
@@ -86,7 +109,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     report = build_report(
         args,
         tasks=run.tasks,
-        settings=_as_settings(settings, args),
+        settings=_as_settings(run.settings, args),
         data={"rows": {name: len(split) for name, split in run.splits.items()}, "truncated": run.truncated},
         freezing=run.trainer.freezing,
         training=training,
@@ -94,8 +117,8 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         results=results,
     )
     if run.trainer.is_world_process_zero():
-        describe(run, settings, report, results, argv)
-        show(run, results, settings.num_samples)
+        describe(run, report, results, argv)
+        show(run, results)
         if args.push_to_hub:
             run.trainer.push_to_hub(commit_message="Upload model, card and report")
     return report
@@ -131,7 +154,7 @@ def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
     )
     if not args.disable_tqdm:
         _replace_progress(trainer, tasks)
-    return Run(trainer, splits, tasks, truncated)
+    return Run(settings, trainer, splits, tasks, truncated)
 
 
 def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) -> MTLModel:
@@ -167,14 +190,12 @@ def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) 
 
 def _load_saved(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...], config: Any) -> MTLModel:
     """Loads a saved model; the settings may change how it trains, but not what its heads mean."""
-    heads = [
-        {task.name: (task.problem_type, task.hidden_size, task.id2label) for task in some}
-        for some in (config.tasks, tasks)
-    ]
-    if heads[0] != heads[1]:
+    saved_heads, wanted_heads = (
+        {task.name: head_meaning(task.to_dict()) for task in some} for some in (config.tasks, tasks)
+    )
+    if saved_heads != wanted_heads:
         raise ValueError(
-            f"The model {path!r} has the tasks, sizes of hidden layers and labels {heads[0]}, the settings ask for "
-            f"{heads[1]}. Set them alike."
+            f"The model {path!r} has the heads {saved_heads}, the settings ask for {wanted_heads}. Set them alike."
         )
     for name in ("pooling", "normalize_for_heads"):
         saved, wanted = getattr(config, name), getattr(settings, name)
@@ -198,12 +219,12 @@ def _load_saved(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...],
     )
 
 
-def train(run: Run, args: MTLTrainingArguments) -> dict[str, Any]:
+def train(run: Run) -> dict[str, Any]:
     """Trains, from the last complete checkpoint if asked to; without anything to train, only says so."""
     if run.trainer.freezing.num_trainable == 0:
         logger.warning("freeze=%s: nothing trains, the model is only evaluated.", run.trainer.freezing.setting)
         return {}
-    resume = args.resume_from_checkpoint
+    resume = run.trainer.args.resume_from_checkpoint
     if resume in (True, "true", "True", "last"):
         resume = last_complete_checkpoint(run.output_dir)
         logger.info("Resuming from %s.", resume or "the start: there is no complete checkpoint yet")
@@ -227,13 +248,13 @@ def measure(run: Run, *, is_resumed: bool) -> list[EvaluationResult]:
     return results
 
 
-def show(run: Run, results: Sequence[EvaluationResult], num_samples: int) -> None:
+def show(run: Run, results: Sequence[EvaluationResult]) -> None:
     """Prints the results, some predictions by name, and what similarity looks like."""
     model = run.trainer.model
     for result in results:
         print(metrics_table(f"\n{result.split}: score {result.score:.4f}, {result.num_rows:,} rows", result.metrics))
     split = results[-1].split if results else "train"
-    count = min(num_samples, len(run.splits[split]))
+    count = min(run.settings.num_samples, len(run.splits[split]))
     rows = run.splits[split].shuffle(seed=run.trainer.args.seed).select(range(count))
     print(f"\n{count} sentences of {split}:")
     print(sample_lines(model, rows["text"], [true_labels(row, run.tasks) for row in rows]))
@@ -243,16 +264,16 @@ def show(run: Run, results: Sequence[EvaluationResult], num_samples: int) -> Non
         print(f"  {kind:<10} {float(first @ second):+.3f}  {pair[0]!r} / {pair[1]!r}")
 
 
-def describe(
-    run: Run, settings: RunSettings, report: dict[str, Any], results: Sequence[EvaluationResult], argv: Sequence[str]
-) -> None:
+def describe(run: Run, report: dict[str, Any], results: Sequence[EvaluationResult], argv: Sequence[str]) -> None:
     """Writes `report.json` and the model card with the figures, beside the model."""
-    output = run.output_dir
+    output, settings = run.output_dir, run.settings
     write_report(report, output / REPORT)
     card = build_card(
         run.trainer.model.config,
         name=run.trainer.args.hub_model_id or output.name,
         base_model=_hub_name(settings.backbone),
+        license=settings.license,
+        language=settings.language,
         datasets=[str(SourceConfig.from_dict(source).name) for source in settings.sources],
         results=results,
         report=report,
@@ -302,4 +323,4 @@ def _replace_progress(trainer: MTLTrainer, tasks: Sequence[TaskConfig]) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    cli()

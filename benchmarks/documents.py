@@ -5,6 +5,16 @@ import os
 from pathlib import Path
 from typing import Any
 
+import yaml
+
+FOR_THE_CARD = ("license", "language")
+
+
+def settings_that_count(path: Path) -> dict[str, Any]:
+    """Reads a settings file, less what only the model card shows: no figure depends on that."""
+    settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    return {key: value for key, value in settings.items() if key not in FOR_THE_CARD}
+
 
 def write_json(value: Any, path: Path) -> None:
     """Writes a JSON file in one step, so that an interrupted write leaves the old one."""

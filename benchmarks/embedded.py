@@ -15,8 +15,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any
 
-import yaml
-from documents import write_between, write_json
+from documents import settings_that_count, write_between, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = "configs/vader.yaml"
@@ -31,7 +30,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--write", type=Path, help="File with the markers between which the table goes.")
     parser.add_argument("overrides", nargs="*", help="Further settings, after --, as for train_trainer.py.")
     options = parser.parse_args(argv)
-    settings = {"config": yaml.safe_load((ROOT / SETTINGS).read_text()), "overrides": options.overrides}
+    settings = {"config": settings_that_count(ROOT / SETTINGS), "overrides": options.overrides}
     report = json.loads(options.output.read_text()) if options.output.is_file() else {"settings": settings, "runs": {}}
     if report["settings"] != settings:
         raise SystemExit(f"{options.output} was measured with other settings. Give another --output, or move it away.")

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml  # Nothing heavier: on Linux the peak of a process begins at what the one that starts it has held.
-from documents import write_between, write_json
+# Nothing heavier: on Linux the peak of a process begins at what the one that starts it has held.
+from documents import settings_that_count, write_between, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path(__file__).resolve().with_name("freezing_run.py")
@@ -80,7 +80,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Runs the strategies that the report does not have yet, and writes it after each one."""
-    config = yaml.safe_load(args.settings.read_text(encoding="utf-8"))
+    config = settings_that_count(args.settings)
     settings = {"config": config, "max_steps": args.max_steps, "limit": args.limit}
     report = _read(args.output)
     if report["runs"] and report["settings"] != settings:

@@ -54,7 +54,7 @@ def measure(arguments: Sequence[str], *, limit: int | None = None, save: bool = 
     run = prepare(settings, args)
     if limit is not None:
         _limit_rows(run, limit)
-    training = train(run, args)
+    training = train(run)
     # Evaluation has batches of its own, so the peak is taken before it; without training there is only evaluation.
     peak = peak_memory_mib() if training else None
     results = [evaluate_split(run.trainer, run.splits[name], name, run.tasks) for name in ("validation", "test")]

@@ -17,6 +17,8 @@ def build_card(
     *,
     name: str,
     base_model: str | None,
+    license: str | None = None,
+    language: Sequence[str] | None = None,
     datasets: Sequence[str],
     results: Sequence[EvaluationResult],
     report: dict[str, Any],
@@ -28,6 +30,8 @@ def build_card(
         config: The model's configuration.
         name: Name of the model.
         base_model: Name of the backbone on the Hub; none for a folder.
+        license: Licence of the model, as the Hub writes it.
+        language: Languages of the texts, as codes.
         datasets: Names of the sources.
         results: Results by split; the figures in the metadata are those of the last one.
         report: The report of the run, see `mtl.report`.
@@ -35,6 +39,8 @@ def build_card(
     """
     data = ModelCardData(
         library_name="transformers",
+        license=license,
+        language=list(language) if language else None,
         base_model=base_model,
         tags=["multi-task", "sentence-similarity", "feature-extraction", "text-classification", "mtl"],
         model_name=name,

@@ -98,9 +98,13 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
             )
 
 
+def head_meaning(task: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the settings of a task, given as its dict, without which its head's weights mean something else."""
+    return {key: task.get(key) for key in ("name", "problem_type", "hidden_size", "num_labels", "labels")}
+
+
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    keys = ("name", "problem_type", "hidden_size", "num_labels", "labels")
-    tasks = [tuple(task.get(key) for key in keys) for task in config.get("tasks", ())]
+    tasks = [head_meaning(task) for task in config.get("tasks", ())]  # In their order: optimizer states go by it.
     return {"tasks": tasks, "pooling": config.get("pooling"), "normalize_for_heads": config.get("normalize_for_heads")}
 
 

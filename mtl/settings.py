@@ -51,6 +51,8 @@ class RunSettings:
         validation_fraction: Share of train that becomes validation where the source has none.
         test_fraction: Share of train that becomes test where the source has none.
         num_samples: Count of test rows shown with predicted and true labels at the end.
+        license: Licence of the trained model, as the Hub writes it (`apache-2.0`), for its card.
+        language: Languages of the texts, as codes (`en`), for the card.
     """
 
     tasks: list[JsonObject] = field(default_factory=list, metadata={"help": "Tasks, each a JSON object."})
@@ -69,6 +71,8 @@ class RunSettings:
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of train cut off for validation."})
     test_fraction: float = field(default=0.1, metadata={"help": "Share of train cut off for test."})
     num_samples: int = field(default=3, metadata={"help": "Test rows shown at the end."})
+    license: str | None = field(default=None, metadata={"help": "Licence of the trained model, for its card."})
+    language: list[str] | None = field(default=None, metadata={"help": "Languages of the texts, for the card."})
 
     def __post_init__(self) -> None:
         """Checks that there is something to learn, and from where."""
@@ -101,6 +105,8 @@ def parse_settings(argv: Sequence[str]) -> tuple[RunSettings, MTLTrainingArgumen
     kinds: Any = (RunSettings, MTLTrainingArguments)
     parser = HfArgumentParser(kinds, prog="train_trainer.py", allow_abbrev=False)
     parser.add_argument("settings", nargs="?", help="YAML file with any of the settings below.")
+    if {"-h", "--help"} & set(argv):
+        parser.parse_args(["--help"])  # While the defaults are there to be shown.
     actions = {action.dest: action for action in parser._actions}
     # Without defaults the namespace holds just what was typed, so that it can be laid over the file.
     for action in parser._actions:
@@ -152,6 +158,8 @@ def _read_yaml(path: Path, actions: dict[str, argparse.Action], names: list[str]
 def _coerced(path: Path, action: argparse.Action, value: Any) -> Any:
     # YAML reads 2e-4 as a string, and an int where a float is meant; the parser knows the type that is wanted.
     wanted = action.type
+    if isinstance(value, list) and action.nargs == "+" and wanted is str:
+        return [_coerced(path, action, item) for item in value]
     if value is False and "no" in (action.choices or ()):
         return "no"  # YAML reads a plain `no` as false.
     if wanted is str and value is not None and not isinstance(value, str):

@@ -169,7 +169,9 @@ def test_table_of_the_embedded_default(tmp_path: Path, capsys: pytest.CaptureFix
         }
 
     output, document = tmp_path / "embedded.json", tmp_path / "README.md"
-    settings = {"config": yaml.safe_load((ROOT / "configs" / "vader.yaml").read_text()), "overrides": []}
+    config = yaml.safe_load((ROOT / "configs" / "vader.yaml").read_text())
+    config = {key: value for key, value in config.items() if key not in ("license", "language")}
+    settings = {"config": config, "overrides": []}
     runs = {"1": figures(0.94, 0.85), "0": figures(0.96, 0.87)}
     output.write_text(json.dumps({"settings": settings, "runs": runs}))
     document.write_text("before\n<!-- embedded:begin -->\nold\n<!-- embedded:end -->\nafter\n")

@@ -69,7 +69,8 @@ def write_settings(tmp_path: Path, toy_rows: ToyRows, backbone_dir: SaveBackbone
 def test_run_prints_and_writes_what_it_promises(
     write_settings: WriteSettings, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    report = train_trainer.main([write_settings(), "--num_samples", "2"])
+    card = {"license": "cc0-1.0", "language": ["en", "de"]}
+    report = train_trainer.main([write_settings(**card), "--num_samples", "2"])
     shown = capfd.readouterr()
     text = shown.out + shown.err
     for expected in (
@@ -96,6 +97,7 @@ def test_run_prints_and_writes_what_it_promises(
 def _check_card(folder: Path, report: dict[str, Any]) -> None:
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model is None  # A folder of this machine is no name for anyone else.
+    assert (card.data.license, card.data.language) == ("cc0-1.0", ["en", "de"])
     figures = {(result.task_name, result.metric_name): result.metric_value for result in card.data.eval_results}
     for task, metrics in report["results"]["test"]["tasks"].items():
         for metric, value in metrics.items():
@@ -252,3 +254,29 @@ def test_undefined_metric_does_not_cost_the_report(write_settings: WriteSettings
     saved = json.loads((tmp_path / "out" / "report.json").read_text(), parse_constant=pytest.fail)
     assert saved["results"]["validation"]["tasks"]["valence"]["pearson"] is None
     assert None in [entry.get("eval_valence_pearson", 0.0) for entry in saved["history"]]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lerning_rate": 0.1}, "Did you mean 'learning_rate'?"),
+        ({"tasks": [{"name": "tone"}]}, "Task 'tone' has no label column in any source"),
+    ],
+)
+def test_on_the_command_line_bad_settings_give_a_message_and_no_traceback(
+    write_settings: WriteSettings, changes: dict[str, Any], message: str
+) -> None:
+    path = write_settings()
+    settings = yaml.safe_load(Path(path).read_text())
+    if "tasks" in changes:
+        settings["sources"][0]["labels"] = {}
+    Path(path).write_text(yaml.safe_dump(settings | changes))
+    ended = subprocess.run([sys.executable, "train_trainer.py", path], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert message in ended.stderr and "Traceback" not in ended.stderr
+
+
+def test_help_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"])
+    assert "Dropout before the heads. (default: 0.1)" in capsys.readouterr().out
