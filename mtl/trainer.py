@@ -29,6 +29,8 @@ from mtl.collation import MTLCollator
 from mtl.data import label_column
 from mtl.evaluation import EvaluationMetrics
 from mtl.freezing import apply_freezing
+from mtl.optimization import set_learning_rates
+from mtl.task_losses import TaskLossMeans
 from mtl.weighting import make_weighting
 
 logger = logging.getLogger(__name__)
@@ -85,8 +87,7 @@ class MTLTrainer(Trainer):
             **kwargs,
         )
         self.loss_is_scaled_for_ga = True
-        self._loss_sums: dict[str, Tensor] = {}
-        self._label_counts: dict[str, Tensor] = {}
+        self._task_losses = TaskLossMeans()
         logger.info("Training in %s on %s.", args.precision_in_use, args.device)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -120,7 +121,7 @@ class MTLTrainer(Trainer):
         counts = num_items_in_batch or self._get_num_items_in_batch([inputs], self.args.device)
         outputs = model(**inputs, num_items_in_batch=counts)
         if model.training:
-            self._remember(outputs.task_losses, inputs["labels"], counts)
+            self._task_losses.add(outputs.task_losses, inputs["labels"], counts)
         # The ranks' gradients and losses are averaged, but the counts are already those of all ranks.
         losses = {name: loss * self.accelerator.num_processes for name, loss in outputs.task_losses.items()}
         share = 1.0 / self.current_gradient_accumulation_steps if model.training else 1.0
@@ -136,29 +137,20 @@ class MTLTrainer(Trainer):
             [torch.stack([valid_labels(batch[task.name]).sum() for batch in labels]).sum() for task in self.tasks]
         ).to(device)
         if self.args.world_size > 1:
-            counts = self.accelerator.reduce(counts, reduction="sum")
+            counts = self._sum_over_ranks(counts)
         return {task.name: count for task, count in zip(self.tasks, counts.unbind(), strict=True)}
-
-    def _remember(self, losses: dict[str, Tensor], labels: dict[str, Tensor], counts: dict[str, Tensor]) -> None:
-        for name, loss in losses.items():
-            self._loss_sums[name] = self._loss_sums.get(name, 0.0) + loss.detach() * counts[name].clamp(min=1)
-            self._label_counts[name] = self._label_counts.get(name, 0) + valid_labels(labels[name]).sum()
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to each training log the mean loss of every task since the last one; see `Trainer.log`."""
-        if "loss" in logs and self._loss_sums:
-            names = list(self._loss_sums)
-            sums = torch.stack([self._loss_sums[name] for name in names])
-            counts = torch.stack([self._label_counts[name] for name in names]).to(sums)
-            if self.args.world_size > 1:
-                sums, counts = self.accelerator.reduce((sums, counts), reduction="sum")
-            for name, mean, count in zip(names, (sums / counts).tolist(), counts.tolist(), strict=True):
-                if count > 0:
-                    logs[f"loss_{name}"] = mean
-            if any(True for _ in self.weighting.parameters()):
+        if "loss" in logs:
+            means = self._task_losses.take(self._sum_over_ranks if self.args.world_size > 1 else None)
+            logs.update({f"loss_{name}": mean for name, mean in means.items()})
+            if means and any(True for _ in self.weighting.parameters()):
                 logs.update({f"weight_{name}": weight for name, weight in self.weighting.current_weights().items()})
-            self._loss_sums, self._label_counts = {}, {}
         super().log(logs, start_time)
+
+    def _sum_over_ranks(self, tensors: Any) -> Any:
+        return self.accelerator.reduce(tensors, reduction="sum")
 
     def evaluation_loop(
         self,
@@ -177,21 +169,7 @@ class MTLTrainer(Trainer):
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
-        head_rate = self.args.head_learning_rate
-        head_rate = self.args.learning_rate if head_rate is None else head_rate
-        heads = {
-            id(parameter)
-            for name, parameter in (model or self.model).named_parameters()
-            if name.removeprefix("module.").startswith("heads.")
-        }
-        for group in list(optimizer.param_groups):
-            chosen = [parameter for parameter in group["params"] if id(parameter) in heads]
-            if chosen:
-                group["params"] = [parameter for parameter in group["params"] if id(parameter) not in heads]
-                optimizer.add_param_group({**group, "params": chosen, "lr": head_rate})
-        learned = list(self.weighting.parameters())
-        if learned:
-            optimizer.add_param_group({"params": learned, "lr": head_rate, "weight_decay": 0.0})
+        set_learning_rates(optimizer, model or self.model, self.weighting.parameters(), self.args)
         return optimizer
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
