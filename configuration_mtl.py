@@ -23,7 +23,28 @@ logger = logging.get_logger(__name__)
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
-PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+SCORED_PAIRS = "scored_pairs"
+POSITIVE_PAIRS = "positive_pairs"
+TRIPLETS = "triplets"
+CONTRASTIVE = "contrastive"
+SIMILARITY_TYPES = (SCORED_PAIRS, POSITIVE_PAIRS, TRIPLETS, CONTRASTIVE)
+"""The types of task that train the embedding itself and have no head."""
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, *SIMILARITY_TYPES)
+
+CLASS_ID_TYPES = (SINGLE_LABEL, POSITIVE_PAIRS, TRIPLETS, CONTRASTIVE)
+"""Types with one int64 label a row: a class id, or 1 for a row that has the texts of a pair or triplet."""
+
+FURTHER_TEXTS = {SCORED_PAIRS: (1, 1), POSITIVE_PAIRS: (1, 2), TRIPLETS: (2, 2)}
+"""How many texts beside the first one, each encoded for itself, a task needs at least and takes at most."""
+
+# Problem type -> its losses, the default first -> the settings each one takes, with their defaults.
+_LOSSES: dict[str, dict[str, dict[str, Any]]] = {
+    SCORED_PAIRS: {"cosent": {"temperature": 0.05}, "cosine": {}},
+    POSITIVE_PAIRS: {"info_nce": {"temperature": 0.05, "symmetric": False}},
+    TRIPLETS: {"margin": {"margin": 0.1}},
+    CONTRASTIVE: {"supervised_contrastive": {"temperature": 0.1}},
+}
+_LOSS_SETTINGS = ("temperature", "margin", "symmetric")
 
 IGNORE_INDEX = -100
 """The class id that stands for a missing label; float labels use nan."""
@@ -48,15 +69,24 @@ class TaskConfig:
 
     Args:
         name: Name of the task and of its head; a letter, then letters, digits, `_` or `-`.
-        problem_type: `"single_label_classification"`, `"multi_label_classification"` or `"regression"`.
+        problem_type: `"single_label_classification"`, `"multi_label_classification"` or `"regression"`, each with a
+            head; or, without one, `"scored_pairs"`, `"positive_pairs"`, `"triplets"` or `"contrastive"`, which train
+            the embedding itself (see `similarity_mtl`).
         labels: Names of the classes, in the order of the logits. For regression, names of the outputs (optional).
         num_labels: Number of outputs; derived from `labels` where those are given. 1 for regression unless said.
         weight: Static weight of the task's loss, >= 0.
         hidden_size: Width of a hidden layer in the head; `None` for a linear head.
+        loss: For scored pairs `"cosent"` (the default) or `"cosine"`; the other similarity tasks have one loss each.
+        temperature: What cosines are divided by, > 0. Default 0.05 for `cosent` and `info_nce`, the scale of 20 that
+            sentence-transformers has; 0.1 for `supervised_contrastive`, as in Khosla et al. 2020, section 4.
+        margin: For triplets, by how much the positive has to be nearer in cosine distance, in (0, 2]. Default 0.1:
+            squared Euclidean distance of unit vectors is twice that, so it is the 0.2 of Schroff et al., "FaceNet",
+            CVPR 2015, section 3.3.
+        symmetric: For positive pairs, whether each positive also has to find its anchor. Default false.
 
     Raises:
-        ValueError: For an illegal name, type, weight, width, or labels that are empty, doubled or contradict
-            `num_labels`.
+        ValueError: For an illegal name, type, weight, width, labels that are empty, doubled or contradict
+            `num_labels`, or a setting of a loss that the problem type does not have.
     """
 
     name: str
@@ -65,6 +95,10 @@ class TaskConfig:
     num_labels: int | None = None
     weight: float = 1.0
     hidden_size: int | None = None
+    loss: str | None = None
+    temperature: float | None = None
+    margin: float | None = None
+    symmetric: bool | None = None
 
     def __post_init__(self) -> None:
         """Validates the fields and fills in what follows from them."""
@@ -77,10 +111,12 @@ class TaskConfig:
             raise ValueError(f"Task {self.name!r}: weight must be a finite number >= 0, found {self.weight!r}.")
         if self.hidden_size is not None and not _is_count(self.hidden_size, least=1):
             raise ValueError(f"Task {self.name!r}: hidden_size must be a positive int, found {self.hidden_size!r}.")
+        for key, value in _loss_settings(self).items():
+            object.__setattr__(self, key, value)
         if self.labels is not None:
             object.__setattr__(self, "labels", _checked_labels(self.name, self.labels, self.num_labels))
             object.__setattr__(self, "num_labels", len(self.labels))
-        elif self.num_labels is None and self.problem_type == REGRESSION:
+        elif self.num_labels is None and self.problem_type in (REGRESSION, *FURTHER_TEXTS):
             object.__setattr__(self, "num_labels", 1)
         self._check_num_labels()
 
@@ -88,13 +124,18 @@ class TaskConfig:
         return math.isfinite(self.weight) and self.weight >= 0
 
     def _check_num_labels(self) -> None:
-        least = 2 if self.problem_type == SINGLE_LABEL else 1
+        least = 2 if self.problem_type in (SINGLE_LABEL, CONTRASTIVE) else 1
         count = self.num_labels
         if count is not None and not _is_count(count, least):
             raise ValueError(
                 f"Task {self.name!r}: {self.problem_type} needs at least {least} labels, found {count!r}. "
                 "Give the class names in `labels`, or use another problem_type."
             )
+
+    @property
+    def has_head(self) -> bool:
+        """Whether the task has a head; a similarity task trains the embedding itself."""
+        return self.problem_type not in SIMILARITY_TYPES
 
     @property
     def is_resolved(self) -> bool:
@@ -228,6 +269,11 @@ class MTLConfig(PreTrainedConfig):
         return [task.name for task in self.tasks]
 
     @property
+    def needs_further_texts(self) -> bool:
+        """Whether a task compares a text with others, so that batches hold `others` and `partners`."""
+        return any(task.problem_type in FURTHER_TEXTS for task in self.tasks)
+
+    @property
     def hidden_size(self) -> int:
         """Width of the sentence embedding."""
         return self.text_config.hidden_size
@@ -264,6 +310,43 @@ def _check_name(name: str) -> None:
         raise ValueError(
             f"Task name {name!r} is reserved: torch.nn.ModuleDict has an attribute of it. Rename the task."
         )
+
+
+def _loss_settings(task: TaskConfig) -> dict[str, Any]:
+    """Returns loss, temperature, margin and symmetric of a task, checked, with the defaults of its problem type."""
+    where = f"Task {task.name!r}"
+    if not task.has_head and task.hidden_size is not None:
+        raise ValueError(f"{where}: {task.problem_type} has no head, so no hidden_size. Leave it out.")
+    if task.problem_type in FURTHER_TEXTS and (task.labels is not None or task.num_labels not in (None, 1)):
+        raise ValueError(f"{where}: {task.problem_type} has no classes. Leave out `labels` and `num_labels`.")
+    losses = _LOSSES.get(task.problem_type, {})
+    name = task.loss or next(iter(losses), None)
+    if task.loss is not None and task.loss not in losses:
+        fix = f"Use one of {list(losses)}." if losses else "Leave it out."
+        raise ValueError(f"{where}: {task.problem_type} has no loss {task.loss!r}. {fix}")
+    defaults = losses.get(str(name), {})
+    values: dict[str, Any] = {"loss": name}
+    for key in _LOSS_SETTINGS:
+        given = getattr(task, key)
+        if given is not None and key not in defaults:
+            raise ValueError(
+                f"{where}: {key} has no effect on {task.problem_type}{f' with loss {name!r}' if name else ''}. Leave "
+                "it out."
+            )
+        values[key] = defaults.get(key) if given is None else given
+    _check_loss_settings(where, values)
+    return values
+
+
+def _check_loss_settings(where: str, values: Mapping[str, Any]) -> None:
+    for key, most in (("temperature", math.inf), ("margin", 2.0)):
+        value = values[key]
+        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
+            raise ValueError(f"{where}: {key} must be a number, found {value!r}.")
+        if value is not None and not (0 < value <= most and math.isfinite(value)):
+            raise ValueError(f"{where}: {key} must be above 0{'' if most > 2 else ' and at most 2'}, found {value}.")
+    if values["symmetric"] not in (None, True, False):
+        raise ValueError(f"{where}: symmetric must be true or false, found {values['symmetric']!r}.")
 
 
 def _is_count(value: Any, least: int) -> bool:

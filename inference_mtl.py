@@ -4,7 +4,7 @@ The file travels with every saved model; see `modeling_mtl.py`.
 """
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
@@ -26,6 +26,9 @@ except ImportError:
 if TYPE_CHECKING:
     import numpy as np
 
+Text = str | tuple[str, str]
+"""A sentence, or a pair of sentences that are encoded together."""
+
 MULTI_LABEL_THRESHOLD = 0.5
 _LONG_WORK_BATCHES = 50
 
@@ -40,7 +43,7 @@ class InferenceMixin(PreTrainedModel):
     @overload
     def encode(
         self,
-        sentences: str | Iterable[str],
+        sentences: str | Iterable[Text],
         *,
         batch_size: int = ...,
         normalize_embeddings: bool | None = ...,
@@ -51,7 +54,7 @@ class InferenceMixin(PreTrainedModel):
     @overload
     def encode(
         self,
-        sentences: str | Iterable[str],
+        sentences: str | Iterable[Text],
         *,
         batch_size: int = ...,
         normalize_embeddings: bool | None = ...,
@@ -61,7 +64,7 @@ class InferenceMixin(PreTrainedModel):
 
     def encode(
         self,
-        sentences: str | Iterable[str],
+        sentences: str | Iterable[Text],
         *,
         batch_size: int = 32,
         normalize_embeddings: bool | None = None,
@@ -74,7 +77,8 @@ class InferenceMixin(PreTrainedModel):
 
         Args:
             sentences: One sentence, or several. The empty string is a sentence: its special tokens are pooled, and if
-                the tokenizer adds none its embedding is zero.
+                the tokenizer adds none its embedding is zero. In a list a tuple of two strings is a pair, whose texts
+                are encoded together, beside sentences or not; one pair is a list of one tuple.
             batch_size: Sentences per forward pass.
             normalize_embeddings: Whether to scale to L2 norm 1; the config's `normalize` if not given.
             convert_to_tensor: Whether to return a torch tensor instead of a numpy array.
@@ -84,7 +88,7 @@ class InferenceMixin(PreTrainedModel):
             Float32 embeddings on the CPU. Shape (H,) for one sentence, (N, H) for several.
 
         Raises:
-            TypeError: If a sentence is not a string.
+            TypeError: If a sentence is neither a string nor a pair of them.
             ValueError: If the model has no tokenizer, or `batch_size` is less than 1.
         """
         normalize = self.config.normalize if normalize_embeddings is None else normalize_embeddings
@@ -103,38 +107,38 @@ class InferenceMixin(PreTrainedModel):
 
     @overload
     def predict(
-        self, sentences: Iterable[str], *, batch_size: int = ..., show_progress_bar: bool | None = ...
+        self, sentences: Iterable[Text], *, batch_size: int = ..., show_progress_bar: bool | None = ...
     ) -> list[dict[str, Any]]: ...
 
     def predict(
-        self, sentences: str | Iterable[str], *, batch_size: int = 32, show_progress_bar: bool | None = None
+        self, sentences: str | Iterable[Text], *, batch_size: int = 32, show_progress_bar: bool | None = None
     ) -> dict[str, Any] | list[dict[str, Any]]:
         """Predicts every task for sentences, from one pass through the encoder.
 
         Args:
-            sentences: One sentence, or several.
+            sentences: One sentence, or several; in a list a tuple of two strings is a pair, as in [`encode`].
             batch_size: Sentences per forward pass.
             show_progress_bar: Whether to show progress; by default only for long work.
 
         Returns:
-            For each sentence a dict by task (for one sentence, that dict): single-label `{"label", "score",
-            "probabilities": {label: p}}`; multi-label `{"labels", "probabilities"}` with the labels of probability
-            >= 0.5; regression a float, or `{output: float}` if there are several outputs.
+            For each sentence a dict by task, of those that have a head (for one sentence, that dict): single-label
+            `{"label", "score", "probabilities": {label: p}}`; multi-label `{"labels", "probabilities"}` with the
+            labels of probability >= 0.5; regression a float, or `{output: float}` if there are several outputs.
 
         Raises:
-            TypeError: If a sentence is not a string.
+            TypeError: If a sentence is neither a string nor a pair of them.
             ValueError: If the model has no tokenizer, or `batch_size` is less than 1.
         """
         texts = _as_texts(sentences)
         predictions: list[dict[str, Any]] = [{} for _ in texts]
         for rows, output, _ in self._forward_sorted(texts, batch_size, show_progress_bar):
-            for task in self.config.tasks:
+            for task in filter(lambda task: task.has_head, self.config.tasks):
                 for row, logits in zip(rows.tolist(), output.logits[task.name].cpu(), strict=True):
                     predictions[row][task.name] = _prediction(task, logits)
         return predictions[0] if isinstance(sentences, str) else predictions
 
     def _forward_sorted(
-        self, texts: list[str], batch_size: int, show_progress_bar: bool | None
+        self, texts: list[Text], batch_size: int, show_progress_bar: bool | None
     ) -> Iterator[tuple[Tensor, Any, Tensor]]:
         """Yields, longest batch first, row numbers, (B,), the output, and the attention mask, (B, T)."""
         if self.tokenizer is None:
@@ -147,7 +151,7 @@ class InferenceMixin(PreTrainedModel):
         if not texts:
             return
         limit = self.max_tokens()
-        encoded = self.tokenizer(texts, truncation=limit is not None, max_length=limit, padding=False)
+        encoded = tokenize(self.tokenizer, texts, truncation=limit is not None, max_length=limit, padding=False)
         lengths = torch.tensor([len(ids) for ids in encoded["input_ids"]])  # (N,)
         batches = lengths.argsort(descending=True, stable=True).split(batch_size)
         show = len(batches) > _LONG_WORK_BATCHES if show_progress_bar is None else show_progress_bar
@@ -191,19 +195,36 @@ def _prediction(task: TaskConfig, logits: Tensor) -> Any:
     return {"label": label, "score": probabilities[label], "probabilities": probabilities}
 
 
-def _as_texts(sentences: str | Iterable[str]) -> list[str]:
+def tokenize(tokenizer: Any, texts: Sequence[Text], **options: Any) -> dict[str, list[Any]]:
+    """Tokenizes sentences and pairs, in their order; `options` go to the tokenizer, as they would for one kind."""
+    columns: dict[str, list[Any]] = {}
+    for is_pair in (False, True):
+        places = [place for place, text in enumerate(texts) if isinstance(text, tuple) == is_pair]
+        if not places:
+            continue
+        some = [texts[place] for place in places]
+        encoded = tokenizer(*map(list, zip(*some, strict=True)), **options) if is_pair else tokenizer(some, **options)
+        for name, values in encoded.items():
+            column = columns.setdefault(name, [None] * len(texts))
+            for place, value in zip(places, values, strict=True):
+                column[place] = value
+    return columns
+
+
+def _as_texts(sentences: str | Iterable[Text]) -> list[Text]:
     # Iterating over a mapping or a table would give its keys or columns, which are strings too.
     if not isinstance(sentences, Iterable) or isinstance(sentences, Mapping) or getattr(sentences, "ndim", 1) != 1:
         raise TypeError(
             f"sentences is of type {type(sentences).__name__}; expected a string or a list of strings, such as the "
             f"column of the texts. Found {str(sentences)[:100]!r}."
         )
-    texts = [sentences] if isinstance(sentences, str) else list(sentences)
+    texts: list[Text] = [sentences] if isinstance(sentences, str) else list(sentences)
     for position, text in enumerate(texts):
-        if not isinstance(text, str):
+        is_pair = isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text)
+        if not isinstance(text, str) and not is_pair:
             raise TypeError(
                 f"sentences[{position}] is {text!r} of type {type(text).__name__}; expected a string. "
-                "Drop the row, or give '' for a sentence without text."
+                "Drop the row, or give '' for a sentence without text; a pair of texts is a tuple of two strings."
             )
     return texts
 

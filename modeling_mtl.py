@@ -21,6 +21,7 @@ try:
         from .configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
         from .inference_mtl import InferenceMixin
         from .sharing_mtl import SharingMixin
+        from .similarity_mtl import ComparedTexts, similarity_loss, similarity_outputs, text_identity
 except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
@@ -28,6 +29,7 @@ except ImportError:
     from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
     from inference_mtl import InferenceMixin
     from sharing_mtl import SharingMixin
+    from similarity_mtl import ComparedTexts, similarity_loss, similarity_outputs, text_identity
 
 DEFAULT_BACKBONE = "distilbert/distilbert-base-uncased"
 
@@ -40,7 +42,8 @@ class MTLOutput(ModelOutput):
         loss: Sum of the task losses, each times its task's static weight. Shape ().
         last_hidden_state: Hidden states of the backbone's last layer. Shape (B, T, H).
         embeddings: Sentence embeddings, L2-normalised if the config says `normalize`. Shape (B, H).
-        logits: Outputs of each task's head, float32. Shape (B, C) each.
+        logits: Outputs of each task's head, float32, (B, C) each; where labels are given also those of tasks without
+            a head, see `similarity_mtl`.
         task_losses: Unweighted loss of each task. Shape () each.
         hidden_states: Hidden states of every layer, if asked for. Shape (B, T, H) each.
         attentions: Attention weights of every layer, if asked for.
@@ -110,7 +113,11 @@ class MTLModel(SharingMixin, InferenceMixin):
         self.supports_gradient_checkpointing = backbone.supports_gradient_checkpointing
         self.dropout = nn.Dropout(config.head_dropout)
         self.heads = nn.ModuleDict(
-            {task.name: TaskHead(task, config.hidden_size, config.head_dropout) for task in config.tasks}
+            {
+                task.name: TaskHead(task, config.hidden_size, config.head_dropout)
+                for task in config.tasks
+                if task.has_head
+            }
         )
         self.frozen_modules: tuple[str, ...] = ()
         self.tokenizer: Any = None
@@ -178,6 +185,8 @@ class MTLModel(SharingMixin, InferenceMixin):
         inputs_embeds: Tensor | None = None,
         labels: dict[str, Tensor] | None = None,
         num_items_in_batch: dict[str, Tensor] | None = None,
+        others: dict[str, Tensor] | None = None,
+        partners: Tensor | None = None,
         **kwargs: Any,
     ) -> MTLOutput:
         """Encodes, pools, and applies every head; with labels, also each task's loss.
@@ -193,6 +202,9 @@ class MTLModel(SharingMixin, InferenceMixin):
                 ignored.
             num_items_in_batch: Count of valid labels by task over the whole optimizer step; the summed losses are
                 divided by it. The count in this batch if not given.
+            others: Inputs of the further texts of the batch's pairs and triplets, for tasks that compare texts, which
+                also need `input_ids` and labels. Shape (M, T') each; M may be 0.
+            partners: Row in `others` of each example's second and third text, -1 for none. Shape (B, 2).
             **kwargs: Passed on to the backbone, such as `output_hidden_states`.
         """
         inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
@@ -208,6 +220,7 @@ class MTLModel(SharingMixin, InferenceMixin):
         logits = {name: head(features) for name, head in self.heads.items()}  # (B, C) each
         loss, task_losses = None, None
         if labels is not None:
+            logits |= self._similarity_outputs(unit, (input_ids, attention_mask), labels, others, partners)
             task_losses = self._task_losses(logits, labels, num_items_in_batch or {})
             loss = sum(task.weight * task_losses[task.name] for task in self.config.tasks)
         return MTLOutput(
@@ -224,6 +237,27 @@ class MTLModel(SharingMixin, InferenceMixin):
         """Reduces token states, (B, T, H), to one float32 vector a sentence, (B, H), as the config says."""
         return pool(last_hidden_state, attention_mask, self.config.pooling)
 
+    def _similarity_outputs(
+        self,
+        anchors: Tensor,
+        tokens: tuple[Tensor | None, Tensor],
+        labels: dict[str, Tensor],
+        others: dict[str, Tensor] | None,
+        partners: Tensor | None,
+    ) -> dict[str, Tensor]:
+        """Encodes the further texts of a batch, if there are any, and compares; nothing where all tasks have heads."""
+        if all(task.has_head for task in self.config.tasks):
+            return {}
+        units, batches = anchors.new_zeros(0, anchors.shape[1]), [tokens]  # (M, H)
+        if others is not None and len(others["input_ids"]):
+            states = self.backbone(**others, return_dict=True).last_hidden_state  # (M, T', H)
+            units = F.normalize(self.pool(states, others["attention_mask"]), dim=-1)  # (M, H)
+            batches.append((others["input_ids"], others["attention_mask"]))
+        if partners is None:
+            partners = torch.full((len(anchors), 2), -1, device=anchors.device)  # (B, 2)
+        texts = ComparedTexts(anchors, units, partners, text_identity(batches))
+        return similarity_outputs(self.config.tasks, texts, labels)
+
     def _task_losses(
         self, logits: dict[str, Tensor], labels: dict[str, Tensor], num_items: dict[str, Tensor]
     ) -> dict[str, Tensor]:
@@ -231,11 +265,11 @@ class MTLModel(SharingMixin, InferenceMixin):
         for task in self.config.tasks:
             outputs, targets = logits[task.name], labels.get(task.name)
             if targets is None:
-                losses[task.name] = 0.0 * outputs.sum()  # Keeps the head in the graph, which DDP needs.
+                losses[task.name] = 0.0 * outputs.nansum()  # Keeps the head in the graph, which DDP needs.
                 continue
             count = num_items.get(task.name)
             count = valid_labels(targets).sum() if count is None else count
-            losses[task.name] = summed_loss(task.problem_type, outputs, targets) / count.clamp(min=1)
+            losses[task.name] = task_loss(task, outputs, targets) / count.clamp(min=1)
         return losses
 
     def train(self, mode: bool = True) -> "MTLModel":
@@ -270,6 +304,13 @@ def pool(last_hidden_state: Tensor, attention_mask: Tensor, pooling: str) -> Ten
 def valid_labels(labels: Tensor) -> Tensor:
     """Returns where labels are given, in their shape: class ids other than -100, floats other than nan."""
     return ~labels.isnan() if labels.is_floating_point() else labels != IGNORE_INDEX
+
+
+def task_loss(task: TaskConfig, outputs: Tensor, labels: Tensor) -> Tensor:
+    """Sums any task's loss over the valid labels of a batch; see [`summed_loss`] and `similarity_loss`."""
+    if task.has_head:
+        return summed_loss(task.problem_type, outputs, labels)
+    return similarity_loss(task, outputs, labels)
 
 
 def summed_loss(problem_type: str, logits: Tensor, labels: Tensor) -> Tensor:

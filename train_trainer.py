@@ -25,7 +25,7 @@ from mtl.arguments import MTLTrainingArguments
 from mtl.card import build_card
 from mtl.checkpoints import head_meaning, last_complete_checkpoint
 from mtl.console import ProgressReport, metrics_table, sample_lines, true_labels
-from mtl.data import SourceConfig, load_sources, tokenize_splits
+from mtl.data import SourceConfig, load_sources, row_texts, tokenize_splits
 from mtl.evaluation import EvaluationResult, evaluate_split, evaluation_of_final_model
 from mtl.report import build_report, write_report
 from mtl.settings import (
@@ -191,7 +191,7 @@ def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) 
 def _load_saved(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...], config: Any) -> MTLModel:
     """Loads a saved model; the settings may change how it trains, but not what its heads mean."""
     saved_heads, wanted_heads = (
-        {task.name: head_meaning(task.to_dict()) for task in some} for some in (config.tasks, tasks)
+        {task.name: head_meaning(task.to_dict()) for task in some if task.has_head} for some in (config.tasks, tasks)
     )
     if saved_heads != wanted_heads:
         raise ValueError(
@@ -204,8 +204,7 @@ def _load_saved(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...],
                 f"The model {path!r} was trained with {name}={saved!r}, the settings ask for {wanted!r}. Set `{name}: "
                 f"{saved}`."
             )
-    weights = {task.name: task.weight for task in tasks}
-    config.tasks = [dataclasses.replace(task, weight=weights[task.name]) for task in config.tasks]
+    config.tasks = _with_settings_of(config.tasks, tasks)
     config.head_dropout = settings.head_dropout
     if settings.max_length is not None:
         config.max_seq_length = settings.max_length
@@ -217,6 +216,13 @@ def _load_saved(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...],
         revision=settings.backbone_revision or "main",
         trust_remote_code=settings.trust_remote_code,
     )
+
+
+def _with_settings_of(saved: Sequence[TaskConfig], wanted: Sequence[TaskConfig]) -> list[TaskConfig]:
+    """Returns the saved heads with the wanted weights, in their order, and then the wanted tasks without a head."""
+    weights = {task.name: task.weight for task in wanted}
+    heads = [dataclasses.replace(task, weight=weights[task.name]) for task in saved if task.has_head]
+    return heads + [task for task in wanted if not task.has_head]
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -257,7 +263,7 @@ def show(run: Run, results: Sequence[EvaluationResult]) -> None:
     count = min(run.settings.num_samples, len(run.splits[split]))
     rows = run.splits[split].shuffle(seed=run.trainer.args.seed).select(range(count))
     print(f"\n{count} sentences of {split}:")
-    print(sample_lines(model, rows["text"], [true_labels(row, run.tasks) for row in rows]))
+    print(sample_lines(model, row_texts(rows[:]), [true_labels(row, run.tasks) for row in rows]))
     print("\nCosine similarity of the embeddings:")
     for kind, pair in (("related", RELATED), ("unrelated", UNRELATED)):
         first, second = model.encode(list(pair))

@@ -37,6 +37,7 @@ def build_card(
         report: The report of the run, see `mtl.report`.
         command: The command that trained the model.
     """
+    num_heads = sum(task.has_head for task in config.tasks)
     data = ModelCardData(
         library_name="transformers",
         license=license,
@@ -49,7 +50,7 @@ def build_card(
     body = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {name}\n",
-        f"One `{base_model or config.text_config.model_type}` encoder with {len(config.tasks)} task heads on one "
+        f"One `{base_model or config.text_config.model_type}` encoder with {num_heads} task heads on one "
         f"{config.pooling}-pooled, {config.hidden_size}-dimensional sentence embedding.\n",
         "## Tasks\n",
         "| task | type | outputs | weight |\n|---|---|---|---|",
@@ -71,7 +72,8 @@ def _eval_results(config: MTLConfig, datasets: Sequence[str], result: Evaluation
                 continue
             entries.append(
                 EvalResult(
-                    task_type="text-classification",  # The Hub has no type for regression on text.
+                    # The Hub has no type for regression on text.
+                    task_type="text-classification" if task.has_head else "sentence-similarity",
                     task_name=task.name,
                     # The Hub's reader joins results of one task type and data set unless their configuration differs.
                     dataset_config=task.name,
@@ -88,6 +90,8 @@ def _eval_results(config: MTLConfig, datasets: Sequence[str], result: Evaluation
 
 def _task_row(task: TaskConfig) -> str:
     names = list(task.labels or [])
+    if not task.has_head:
+        return f"| `{task.name}` | {task.problem_type}, loss {task.loss} | the embedding | {task.weight} |"
     if not names:
         return f"| `{task.name}` | {task.problem_type} | {task.num_labels} | {task.weight} |"
     shown = ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "")
@@ -126,7 +130,7 @@ def _training_section(report: dict[str, Any], command: str) -> str:
 def _usage_section(name: str) -> str:
     return f"""## Use
 
-The folder carries its own code, so `trust_remote_code=True` is needed; read the four `.py` files first.
+The folder carries its own code, so `trust_remote_code=True` is needed; read its `*_mtl.py` files first.
 
 ```python
 from transformers import AutoModel

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from configuration_mtl import IGNORE_INDEX, REGRESSION, SINGLE_LABEL, TaskConfig
+from configuration_mtl import CLASS_ID_TYPES, FURTHER_TEXTS, IGNORE_INDEX, REGRESSION, SCORED_PAIRS, TaskConfig
 from mtl.labels import label_column
+from mtl.sources import FURTHER_COLUMNS
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,9 @@ class MTLCollator:
     Labels are int64 class ids with -100 for missing, (B,); for multi-label float32 with nan, (B, C); for regression
     float32 with nan, (B,) for one output and else (B, C). An example without a task's column has no label for it. What
     else the tokenizer makes, such as `token_type_ids`, is padded with it; other columns are left out.
+
+    Where a task compares texts, every batch also has `others`, the padded inputs of all further texts in it, (M, T')
+    each, and `partners`, (B, 2): the row in `others` of an example's second and third text, -1 for none.
 
     Args:
         tokenizer: The tokenizer; says with what, and on which side, to pad.
@@ -44,18 +48,47 @@ class MTLCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Returns the batch of the examples."""
-        names = [name for name in ("input_ids", *self.tokenizer.model_input_names) if name in examples[0]]
-        inputs = [{name: example[name] for name in names} for example in examples]
+        batch = self._pad([{name: example[name] for name in self._names(examples[0])} for example in examples])
+        batch["labels"] = {task.name: _label_tensor(task, examples) for task in self.tasks}
+        if any(task.problem_type in FURTHER_TEXTS for task in self.tasks):
+            batch["others"], batch["partners"] = self._further(examples)
+        return batch
+
+    def _names(self, example: Mapping[str, Any]) -> list[str]:
+        return [name for name in ("input_ids", *self.tokenizer.model_input_names) if name in example]
+
+    def _pad(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         batch = self.tokenizer.pad(
             inputs, pad_to_multiple_of=self.pad_to_multiple_of, return_attention_mask=True, return_tensors="pt"
         )
-        return {**batch, "labels": {task.name: _label_tensor(task, examples) for task in self.tasks}}
+        return {**batch}
+
+    def _further(self, examples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
+        partners = torch.full((len(examples), len(FURTHER_COLUMNS)), -1)  # (B, 2)
+        inputs: list[dict[str, Any]] = []
+        for row, example in enumerate(examples):
+            for which, column in enumerate(FURTHER_COLUMNS):
+                prefix = f"{column}_"
+                given = {name.removeprefix(prefix): example[name] for name in example if name.startswith(prefix)}
+                if given.get("input_ids"):
+                    partners[row, which] = len(inputs)
+                    inputs.append({name: given[name] for name in self._names(given)})
+        if inputs:
+            return self._pad(inputs), partners
+        nothing = torch.zeros(0, 1, dtype=torch.int64)  # (M, T'), as tensors of padded texts are.
+        return {"input_ids": nothing, "attention_mask": nothing}, partners
+
+
+def further_columns(tokenizer: Any) -> list[str]:
+    """Returns the names that columns with the tokens of further texts may have."""
+    names = dict.fromkeys(("input_ids", *tokenizer.model_input_names))
+    return [f"{column}_{name}" for column in FURTHER_COLUMNS for name in names]
 
 
 def _label_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]]) -> Tensor:
     column = label_column(task.name)
-    is_classes = task.problem_type == SINGLE_LABEL
-    is_scalar = is_classes or (task.problem_type == REGRESSION and task.num_labels == 1)
+    is_classes = task.problem_type in CLASS_ID_TYPES
+    is_scalar = is_classes or (task.problem_type in (REGRESSION, SCORED_PAIRS) and task.num_labels == 1)
     missing = IGNORE_INDEX if is_classes else np.nan
     absent = missing if is_scalar else [missing] * (task.num_labels or 1)
     values = [absent if example.get(column) is None else example[column] for example in examples]

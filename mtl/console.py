@@ -7,6 +7,7 @@ from typing import Any
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
 from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, SINGLE_LABEL, TaskConfig
+from inference_mtl import Text
 from modeling_mtl import MTLModel
 from mtl.data import label_column
 from mtl.metrics import PRIMARY_METRIC
@@ -70,20 +71,22 @@ def metrics_table(title: str, metrics: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def sample_lines(model: MTLModel, texts: Sequence[str], truths: Sequence[dict[str, str]]) -> str:
+def sample_lines(model: MTLModel, texts: Sequence[Text], truths: Sequence[dict[str, str]]) -> str:
     """Formats sentences with the predicted and the true label of each task, by name.
 
     Args:
         model: The trained model.
-        texts: The sentences.
+        texts: The sentences, or pairs.
         truths: For each sentence, the true label of each task as text.
     """
     lines = []
     embeddings = model.encode(list(texts))  # (N, H)
-    for text, truth, embedding, predicted in zip(texts, truths, embeddings, model.predict(list(texts)), strict=True):
+    predictions = model.predict(list(texts))
+    for given, truth, embedding, predicted in zip(texts, truths, embeddings, predictions, strict=True):
+        text = given if isinstance(given, str) else " / ".join(given)
         short = text if len(text) <= _WIDTH_OF_TEXT else text[: _WIDTH_OF_TEXT - 1] + "…"
         lines.append(f"  input      {short}")
-        for task in model.config.tasks:
+        for task in filter(lambda task: task.has_head, model.config.tasks):
             lines.append(f"    {task.name:<14} predicted {shown(task, predicted[task.name])}, true {truth[task.name]}")
         lines.append(f"    embedding[:5]  {[round(float(value), 4) for value in embedding[:5]]}")
     return "\n".join(lines)
@@ -99,9 +102,9 @@ def shown(task: TaskConfig, prediction: Any) -> str:
 
 
 def true_labels(row: Mapping[str, Any], tasks: Sequence[TaskConfig]) -> dict[str, str]:
-    """Formats the labels of a row of the data as text, by task; `-` where one is missing."""
+    """Formats the labels of a row of the data as text, by task that has a head; `-` where one is missing."""
     texts = {}
-    for task in tasks:
+    for task in filter(lambda task: task.has_head, tasks):
         value = row[label_column(task.name)]
         if task.problem_type == SINGLE_LABEL:
             texts[task.name] = "-" if value == IGNORE_INDEX else task.id2label[value]

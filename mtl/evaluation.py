@@ -12,7 +12,7 @@ from datasets import Dataset
 from transformers import EvalPrediction, Trainer
 
 from configuration_mtl import TaskConfig
-from modeling_mtl import summed_loss, valid_labels
+from modeling_mtl import task_loss, valid_labels
 from mtl.metrics import METRICS, PRIMARY_METRIC, aggregate_score, compute_task_metrics
 
 
@@ -82,6 +82,8 @@ class EvaluationMetrics:
     """Computes, as `compute_metrics` of a Trainer, `<task>_<metric>`, `<task>_loss`, `loss` and `score`.
 
     The losses are exact means over all labels of the data set, where the Trainer's own is a mean of batch means.
+    CoSENT and the supervised contrastive loss set all rows of the data set against each other, so they are larger than
+    in a batch of training; that of positive pairs depends on the evaluation batch, in which its negatives are.
 
     Args:
         tasks: The tasks, in any order.
@@ -150,7 +152,7 @@ def evaluation_of_final_model(
 
 
 def _mean_loss(task: TaskConfig, logits: torch.Tensor, labels: torch.Tensor) -> float:
-    total = summed_loss(task.problem_type, logits, labels)  # ()
+    total = task_loss(task, logits, labels)  # ()
     return (total / valid_labels(labels).sum()).item()
 
 

@@ -8,6 +8,7 @@ What a cell means:
   its names looks like an integer. Else a cell is a label's name, exactly as written; a boolean is "True" or "False".
 - In a multi-label task a cell is a list, and an empty list says that no label applies. With `label_separator` it is a
   string: an empty one is missing, and one that holds nothing but separators says that no label applies.
+- A positive pair or a triplet has no label: a row is one if the texts that it needs are there.
 - In a regression with several outputs a cell is a list (or a separated string) with one number for each; nan or None
   inside it is a missing output.
 """
@@ -21,7 +22,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TaskConfig
+from configuration_mtl import (
+    CLASS_ID_TYPES,
+    CONTRASTIVE,
+    FURTHER_TEXTS,
+    IGNORE_INDEX,
+    MULTI_LABEL,
+    POSITIVE_PAIRS,
+    REGRESSION,
+    SCORED_PAIRS,
+    SINGLE_LABEL,
+    TRIPLETS,
+    TaskConfig,
+)
 from mtl.label_cells import (
     Cells,
     all_integers,
@@ -32,7 +45,7 @@ from mtl.label_cells import (
     read_numbers,
     read_single,
 )
-from mtl.parts import Part
+from mtl.parts import Part, is_blank
 
 _MOST_SHOWN = 20  # labels listed in a message
 
@@ -55,7 +68,7 @@ def resolve_task(task: TaskConfig, parts: Sequence[Part]) -> TaskConfig:
     Raises:
         ValueError: If split train has no label, the labels are not as many as `num_labels`, or a cell cannot be read.
     """
-    if task.problem_type == REGRESSION or task.labels is not None:
+    if task.problem_type in (REGRESSION, *FURTHER_TEXTS) or task.labels is not None:
         return task
     mine = [part for part in parts if task.name in part.source.labels]
     names = [part.class_names.get(part.source.labels[task.name], ()) for part in mine]
@@ -92,16 +105,16 @@ def encode_labels(task: TaskConfig, part: Part) -> pa.Array:
     Raises:
         ValueError: For a cell that is no label of the task: names source, split, row, column and value.
     """
-    if task.name in part.source.labels:
+    if task.name in (*part.source.labels, *part.source.pairs):
         return _ENCODERS[task.problem_type](task, part)
-    if task.problem_type == SINGLE_LABEL:
+    if task.problem_type in CLASS_ID_TYPES:
         return _as_column(task, np.full(len(part.rows), IGNORE_INDEX))
     return _as_column(task, np.full((len(part.rows), task.num_labels or 1), np.nan))
 
 
 def count_labelled(task: TaskConfig, column: pa.ChunkedArray) -> int:
     """Returns in how many rows of a label column the task has a label."""
-    if task.problem_type == SINGLE_LABEL:
+    if task.problem_type in CLASS_ID_TYPES:
         return pc.sum(pc.not_equal(column, IGNORE_INDEX)).as_py() or 0
     array = column.combine_chunks()
     values = array.flatten() if pa.types.is_fixed_size_list(array.type) else array
@@ -136,19 +149,48 @@ def _encode_regression(task: TaskConfig, part: Part) -> pa.Array:
     return _as_column(task, numbers)
 
 
+def _encode_scores(task: TaskConfig, part: Part) -> pa.Array:
+    scores = read_numbers(task, part, read_single(task, part))
+    lonely = np.flatnonzero(~np.isnan(scores) & is_blank(part.table[part.source.compare_with[0]]))
+    if len(lonely):
+        raise ValueError(
+            f"{place_of(task, part, int(lonely[0]))} has a score, but column {part.source.compare_with[0]!r} no text "
+            f"to compare with ({len(lonely):,} such rows in all). Fill it in, or leave the score empty."
+        )
+    outside = np.flatnonzero(np.abs(scores) > 1) if task.loss == "cosine" else np.array([], np.int64)
+    if len(outside):
+        raise ValueError(
+            f"{place_of(task, part, int(outside[0]))} has the score {scores[outside[0]]}, but loss 'cosine' takes "
+            f"scores in [-1, 1], as cosines are ({len(outside):,} such cells in all). Scale the column, or set `loss: "
+            "cosent`, which needs only their order."
+        )
+    return _as_column(task, scores)
+
+
+def _encode_presence(task: TaskConfig, part: Part) -> pa.Array:
+    """Marks the rows that have the texts of the task."""
+    needed = part.source.compare_with[: FURTHER_TEXTS[task.problem_type][0]]
+    complete = ~np.any([is_blank(part.table[column]) for column in needed], axis=0)
+    return _as_column(task, np.where(complete, 1, IGNORE_INDEX))
+
+
 _ENCODERS: dict[str, Callable[[TaskConfig, Part], pa.Array]] = {
     SINGLE_LABEL: _encode_single,
     MULTI_LABEL: _encode_multi,
     REGRESSION: _encode_regression,
+    SCORED_PAIRS: _encode_scores,
+    POSITIVE_PAIRS: _encode_presence,
+    TRIPLETS: _encode_presence,
+    CONTRASTIVE: _encode_single,
 }
 
 
 def _as_column(task: TaskConfig, values: npt.NDArray) -> pa.Array:
-    if task.problem_type == SINGLE_LABEL:
+    if task.problem_type in CLASS_ID_TYPES:
         return pa.array(values.reshape(-1).astype(np.int64))
     # `from_pandas` would turn nan into null, which no tensor can hold.
     flat = pa.array(values.reshape(-1).astype(np.float32), from_pandas=False)
-    if task.problem_type == REGRESSION and task.num_labels == 1:
+    if task.problem_type in (REGRESSION, SCORED_PAIRS) and task.num_labels == 1:
         return flat
     return pa.FixedSizeListArray.from_arrays(flat, task.num_labels)
 

@@ -42,10 +42,25 @@ class Part:
         """The texts, as they are in the source."""
         return self.table[self.source.text]
 
+    @property
+    def keys(self) -> pa.ChunkedArray:
+        """What tells rows apart where data is cut: the text, or the pair of texts that are encoded together."""
+        pair = self.source.text_pair
+        return text_keys(self.texts, None if pair is None else self.table[pair])
+
     def filter(self, keep: npt.NDArray[np.bool_], split: str | None = None) -> "Part":
         """Returns the rows where `keep`, of shape (rows,), is true; as another split, if one is given."""
         table = self.table.filter(pa.array(keep))
         return dataclasses.replace(self, table=table, rows=self.rows[keep], split=split or self.split)
+
+
+def text_keys(texts: pa.ChunkedArray, pairs: pa.ChunkedArray | None) -> pa.ChunkedArray:
+    """Returns a string for each row that is equal where its text, and its second text if there is one, are equal."""
+    texts = texts.cast(pa.string())
+    if pairs is None:
+        return texts
+    joined = pc.binary_join_element_wise(texts, pairs.cast(pa.string()), "\x00")  # Null where there is no second.
+    return pc.coalesce(joined, texts)
 
 
 def read_source(
@@ -119,7 +134,8 @@ def _read_file(source: SourceConfig, path: Path) -> Table:
 
 
 def _wanted(source: SourceConfig) -> set[str]:
-    return {source.text, *source.labels.values()} | ({source.split_column} if source.split_column else set())
+    columns = {*(column for _, column in source.text_columns), *source.labels.values()}
+    return columns | ({source.split_column} if source.split_column else set())
 
 
 def _read_folder(source: SourceConfig, folder: Path) -> dict[str, Table]:
@@ -174,20 +190,25 @@ def _from_datasets(source: SourceConfig, loaded: Dataset | DatasetDict) -> dict[
 def _as_part(source: SourceConfig, split: str, loaded: Table) -> Part:
     columns, table = loaded
     where = f"split {split!r} of source {source.name!r} (found {columns})"
-    if source.text not in columns:
-        raise ValueError(f"Text column {source.text!r} is not in {where}. Set `text` in the source.")
+    for key, column in source.text_columns:
+        if column not in columns:
+            raise ValueError(f"Text column {column!r} is not in {where}. Set `{key}` in the source.")
     for task, column in source.labels.items():
         if column not in columns:
             raise ValueError(f"Task {task!r}: column {column!r} is not in {where}. Set `labels.{task}` in the source.")
     if source.split_column is not None and source.split_column not in columns:
         raise ValueError(f"Split column {source.split_column!r} is not in {where}. Set `split_column` in the source.")
-    names = _class_names(table.schema)
+    return Part(source, split, _plain(table), _class_names(table.schema), np.arange(table.num_rows))
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Returns a table whose columns are of the types that the rest of the house knows."""
     for index, item in enumerate(table.schema):
         if pa.types.is_dictionary(item.type):
             table = table.set_column(index, item.name, table[item.name].cast(item.type.value_type))
         elif pa.types.is_string_view(item.type):
             table = table.set_column(index, item.name, table[item.name].cast(pa.string()))
-    return Part(source, split, table, names, np.arange(table.num_rows))
+    return table
 
 
 def _class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
@@ -226,16 +247,35 @@ def _by_split_column(source: SourceConfig, parts: Mapping[str, Part]) -> dict[st
 
 
 def _with_texts(part: Part, drop_empty: bool) -> Part:
-    where = f"Source {part.source.name!r}, split {part.split!r}, column {part.source.text!r}"
-    kind = part.texts.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_null(kind)):
-        row, value = next((row, value) for row, value in enumerate(part.texts.to_pylist()) if value is not None)
+    for key, column in part.source.text_columns:
+        _check_strings(part, column, key)
+        if key != "compare_with":
+            part = _without_empty(part, column, drop_empty)
+    return part
+
+
+def _place(part: Part, column: str) -> str:
+    return f"Source {part.source.name!r}, split {part.split!r}, column {column!r}"
+
+
+def _check_strings(part: Part, column: str, key: str) -> None:
+    texts = part.table[column]
+    if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type) or pa.types.is_null(texts.type)):
+        row, value = next((row, value) for row, value in enumerate(texts.to_pylist()) if value is not None)
         raise ValueError(
-            f"{where}: a text must be a string, but the column is {kind} (row {part.rows[row]} is {value!r}). Set "
-            "`text` to the column of the texts, or convert it to strings."
+            f"{_place(part, column)}: a text must be a string, but the column is {texts.type} (row {part.rows[row]} "
+            f"is {value!r}). Set `{key}` to the column of the texts, or convert it to strings."
         )
-    blank = pc.equal(pc.utf8_trim_whitespace(part.texts.cast(pa.string())), "").fill_null(True)
-    empty = blank.combine_chunks().to_numpy(zero_copy_only=False)
+
+
+def is_blank(texts: pa.ChunkedArray) -> npt.NDArray[np.bool_]:
+    """Returns where a text is missing, empty or white space. Shape (rows,)."""
+    blank = pc.equal(pc.utf8_trim_whitespace(texts.cast(pa.string())), "").fill_null(True)
+    return blank.combine_chunks().to_numpy(zero_copy_only=False)
+
+
+def _without_empty(part: Part, column: str, drop_empty: bool) -> Part:
+    where, empty = _place(part, column), is_blank(part.table[column])
     if not empty.any():
         return part
     found = f"{int(empty.sum()):,} of {len(empty):,} texts are missing, empty or white space"

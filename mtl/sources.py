@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,9 @@ from typing import Any
 from mtl.files import READERS
 
 TEXT_COLUMN = "text"
+PAIR_COLUMN = "text_pair"
+FURTHER_COLUMNS = ("further_1", "further_2")
+"""Columns of a row's second and third text, which are encoded for themselves."""
 SPLITS = ("train", "validation", "test")
 
 SPLIT_OF_NAME = {name: name for name in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
@@ -28,6 +31,10 @@ class SourceConfig:
         files: One local file a split, for example `{"train": "train.csv", "dev": "dev.csv"}`.
         labels: Column of each task that the source labels.
         text: Column of the texts.
+        text_pair: Column of second texts, each encoded together with the first one, as one input.
+        compare_with: Column, or two columns, of further texts, each encoded for itself, to which tasks on the
+            embedding compare the first text: partner or positive, then the negative. An empty cell is no text.
+        pairs: Tasks that learn from the texts alone, without a label: `positive_pairs` and `triplets`.
         name: Name in messages and in column `source`; by default the last part of the path, without suffix.
         split_column: Column that says in which split a row is, for a source that is one table.
         label_separator: What stands between the labels of a multi-label cell, or between the numbers of a regression
@@ -44,6 +51,9 @@ class SourceConfig:
     files: Mapping[str, str] | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     text: str = TEXT_COLUMN
+    text_pair: str | None = None
+    compare_with: Sequence[str] = ()
+    pairs: Sequence[str] = ()
     name: str | None = None
     split_column: str | None = None
     label_separator: str | None = None
@@ -59,12 +69,42 @@ class SourceConfig:
         elif isinstance(self.path, os.PathLike):
             object.__setattr__(self, "path", os.fspath(self.path))
         object.__setattr__(self, "labels", _strings(self.name, "labels", self.labels))
-        for key in ("path", "text", "name", "split_column", "label_separator", "config_name", "revision"):
+        for key in ("compare_with", "pairs"):
+            object.__setattr__(self, key, self._names(key, getattr(self, key)))
+        self._check_texts()
+        for key in ("path", "text", "text_pair", "name", "split_column", "label_separator", "config_name", "revision"):
             value = getattr(self, key)
             if not (isinstance(value, str) and value) and not (value is None and key != "text"):
                 raise ValueError(f"Source {self.name!r}: `{key}` must be a non-empty string, found {value!r}.")
         if self.name is None:
             object.__setattr__(self, "name", self._default_name())
+
+    @property
+    def text_columns(self) -> list[tuple[str, str]]:
+        """The setting and the column of each text of a row, in their order."""
+        pair = [] if self.text_pair is None else [("text_pair", self.text_pair)]
+        return [("text", self.text), *pair, *(("compare_with", column) for column in self.compare_with)]
+
+    def _names(self, key: str, value: Any) -> tuple[str, ...]:
+        names = [value] if isinstance(value, str) else value
+        if not isinstance(names, list | tuple) or not all(isinstance(name, str) and name for name in names):
+            raise ValueError(f"Source {self.name!r}: `{key}` must be a list of names, found {value!r}.")
+        return tuple(names)
+
+    def _check_texts(self) -> None:
+        columns = [column for _, column in self.text_columns]
+        if len(self.compare_with) > len(FURTHER_COLUMNS) or len(set(columns)) < len(columns):
+            raise ValueError(
+                f"Source {self.name!r}: the columns of texts are {columns}. Give each once, and at most "
+                f"{len(FURTHER_COLUMNS)} in `compare_with`."
+            )
+        if self.text_pair is not None and self.compare_with:
+            raise ValueError(
+                f"Source {self.name!r}: `text_pair` is encoded together with the text, `compare_with` for itself. "
+                "Give one of them, or list the data twice, as two sources."
+            )
+        if self.pairs and not self.compare_with:
+            raise ValueError(f"Source {self.name!r}: `pairs` {list(self.pairs)} needs `compare_with`, the columns.")
 
     def _given(self) -> str:
         return "both" if self.path is not None else "neither"

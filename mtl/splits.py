@@ -5,7 +5,7 @@ the missing one cut from its train; a source without train is left as it is. A c
 alone: all rows of a text fall on one side, whatever the order of the rows. What is cut off in one source leaves train
 in every source that is cut, and texts that stay in the train of a source that is not cut are the last to be cut off.
 Texts that a source's own splits share with train are counted in a warning, and left out of validation and test only if
-asked.
+asked. Of rows with `text_pair` the pair of texts stands for the text; of rows with `compare_with` the first text does.
 """
 
 import hashlib
@@ -17,8 +17,8 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mtl.parts import Part
-from mtl.sources import SPLITS, TEXT_COLUMN
+from mtl.parts import Part, text_keys
+from mtl.sources import PAIR_COLUMN, SPLITS, TEXT_COLUMN
 
 logger = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ def check_overlap(splits: Mapping[str, pa.Table], *, drop: bool) -> dict[str, pa
     """Warns of texts of validation and test that are also in train, or leaves their rows out.
 
     Args:
-        splits: The table of each split, with column `text`.
+        splits: The table of each split, with column `text`, and `text_pair` where rows are pairs.
         drop: Whether the rows are left out of validation and test.
 
     Raises:
@@ -65,7 +65,7 @@ def check_overlap(splits: Mapping[str, pa.Table], *, drop: bool) -> dict[str, pa
     """
     result = dict(splits)
     for split in [name for name in splits if name != "train" and "train" in splits]:
-        shared = _is_in(splits[split][TEXT_COLUMN], splits["train"][TEXT_COLUMN])
+        shared = _is_in(_keys(splits[split]), _keys(splits["train"]))
         if not shared.any():
             continue
         found = f"Split {split!r}: {int(shared.sum()):,} of {len(shared):,} rows have a text that is also in train"
@@ -82,10 +82,10 @@ def _choose_texts(
 ) -> dict[str, set[str]]:
     # Ordered by a hash, and not shuffled, a text falls on the same side in every source.
     key = str(seed).encode()
-    staying = {text for part in trains if not lacking[part.source.name] for text in part.texts.to_pylist()}
+    staying = {text for part in trains if not lacking[part.source.name] for text in part.keys.to_pylist()}
     held_out: dict[str, set[str]] = {split: set() for split in fractions}
     for part in trains:
-        texts = pc.unique(part.texts).to_pylist()
+        texts = pc.unique(part.keys).to_pylist()
         counts = {split: max(1, round(fractions[split] * len(texts))) for split in lacking[part.source.name]}
         if sum(counts.values()) >= len(texts):
             raise ValueError(
@@ -105,8 +105,12 @@ def _cut(train: Part, wanted: Sequence[str], held_out: Mapping[str, set[str]]) -
     target = np.full(len(train.rows), "train", dtype="U10")
     for split, texts in held_out.items():
         # A text that is held out elsewhere never stays in train, even if this source has such a split of its own.
-        target[_is_in(train.texts, pa.array(list(texts), pa.string()))] = split if split in wanted else wanted[0]
+        target[_is_in(train.keys, pa.array(list(texts), pa.string()))] = split if split in wanted else wanted[0]
     return [train.filter(target == split, split) for split in SPLITS if (target == split).any()]
+
+
+def _keys(table: pa.Table) -> pa.ChunkedArray:
+    return text_keys(table[TEXT_COLUMN], table[PAIR_COLUMN] if PAIR_COLUMN in table.column_names else None)
 
 
 def _is_in(texts: pa.ChunkedArray, others: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.bool_]:

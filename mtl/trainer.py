@@ -25,7 +25,7 @@ from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel, valid_labels
 from mtl.arguments import MTLTrainingArguments
 from mtl.checkpoints import TRAINING_ARGS_JSON, check_same_run, last_complete_checkpoint
-from mtl.collation import MTLCollator
+from mtl.collation import MTLCollator, further_columns
 from mtl.data import label_column
 from mtl.evaluation import EvaluationMetrics
 from mtl.freezing import apply_freezing
@@ -212,7 +212,8 @@ class MTLTrainer(Trainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         known: Any = self._signature_columns
-        for column in (label_column(task.name) for task in self.tasks):
+        labels = [label_column(task.name) for task in self.tasks]
+        for column in [*labels, *further_columns(self.processing_class)]:
             if column not in known:
                 known.append(column)
 

@@ -10,7 +10,7 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, DebertaV2Config, DistilBertConfig, ModernBertConfig
 
-from configuration_mtl import MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SCHEMA_VERSION, MTLConfig, TaskConfig
+from configuration_mtl import FURTHER_TEXTS, MULTI_LABEL, PROBLEM_TYPES, REGRESSION, SCHEMA_VERSION, MTLConfig, TaskConfig
 
 TOPIC = TaskConfig("topic", labels=("sport", "film", "shop"), weight=0.5, hidden_size=16)
 TAGS = TaskConfig("tags", MULTI_LABEL, labels=("urgent", "thanks"))
@@ -89,7 +89,7 @@ def test_task_fills_in_what_follows() -> None:
 
 def test_task_without_labels_is_unresolved_until_they_are_known() -> None:
     for problem_type in PROBLEM_TYPES:
-        assert TaskConfig("a", problem_type).is_resolved is (problem_type == REGRESSION)
+        assert TaskConfig("a", problem_type).is_resolved is (problem_type in (REGRESSION, *FURTHER_TEXTS))
     assert TaskConfig("a").id2label == {}
 
 
