@@ -118,6 +118,17 @@ def test_train_on_a_csv_of_ones_own(backbone_dir: SaveBackbone, tmp_path: Path) 
     assert MTLModel.from_pretrained(output).config.task_names == ["mood", "team"]
 
 
+def test_train_on_the_pairs_that_it_writes(
+    backbone_dir: SaveBackbone, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = ["--backbone", str(backbone_dir("bert")), "--output_dir", str(tmp_path / "model")]
+    answers = main_of("train_on_pairs")([*arguments, "--max_steps", "2", "--disable_tqdm", "true"])
+    assert "No --csv is given, so a small file was written" in capsys.readouterr().out
+    assert all(label in ("no", "yes") and -1 <= cosine <= 1 for label, cosine in answers)
+    model = MTLModel.from_pretrained(tmp_path / "model")
+    assert [task.has_head for task in model.config.tasks] == [True, False]
+
+
 def test_adding_a_task_as_docs_transfer_tells(
     tiny_model: MakeModel, toy_rows: ToyRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -17,6 +17,9 @@ from worked_scores import (
     CLASS_PREDICTIONS,
     CLASS_REFERENCES,
     CLASS_SCORES,
+    EMBEDDING_CLASSES,
+    EMBEDDING_SCORES,
+    EMBEDDINGS,
     LABEL_LOGITS,
     LABEL_REFERENCES,
     LABEL_SCORES,
@@ -24,6 +27,9 @@ from worked_scores import (
     NUMBER_PREDICTIONS,
     NUMBER_REFERENCES,
     NUMBER_SCORES,
+    PAIR_COSINES,
+    PAIR_PRESENCE,
+    PAIR_SCORES,
 )
 
 from configuration_mtl import PROBLEM_TYPES
@@ -57,6 +63,14 @@ INPUTS: dict[str, tuple[Any, Any, dict[str, float]]] = {
     "single_label_classification": (CLASS_PREDICTIONS, CLASS_REFERENCES, CLASS_SCORES),
     "multi_label_classification": (probabilities(), LABEL_REFERENCES, LABEL_SCORES),
     "regression": (NUMBER_PREDICTIONS, NUMBER_REFERENCES, NUMBER_SCORES),
+    "scored_pairs": (
+        NUMBER_PREDICTIONS,
+        NUMBER_REFERENCES,
+        {key: value for key, value in NUMBER_SCORES.items() if key != "rmse"},
+    ),
+    "positive_pairs": (PAIR_COSINES, PAIR_PRESENCE, PAIR_SCORES),
+    "triplets": (PAIR_COSINES, PAIR_PRESENCE, PAIR_SCORES),
+    "contrastive": (EMBEDDINGS, EMBEDDING_CLASSES, EMBEDDING_SCORES),
 }
 
 

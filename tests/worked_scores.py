@@ -31,3 +31,18 @@ LABEL_SCORES = {
 NUMBER_PREDICTIONS = np.array([1.0, 2, 3, 4])
 NUMBER_REFERENCES = np.array([1.0, 4, 9, 16])
 NUMBER_SCORES = {"pearson": 25 / math.sqrt(5 * 129), "spearman": 1.0, "rmse": math.sqrt((0 + 4 + 36 + 144) / 4)}
+
+# The positive is nearer in the first row, not in the second; a tie is not nearer; the fourth row has no negative. The
+# third column, the loss, does not count.
+PAIR_COSINES = [[0.9, 0.1, 5.0], [0.2, 0.3, 5.0], [0.4, 0.4, 5.0], [0.5, NAN, 5.0], [0.8, -0.8, 5.0]]
+PAIR_PRESENCE = [1, 1, 1, 1, 1]
+PAIR_SCORES = {"accuracy": 2 / 4}
+
+# At 0, 10, 50, 52 and 180 degrees, at lengths that do not count: 0 and 10 find each other, as do 50 and 52, which are
+# of two classes; the last finds 52, which is nearest to it and of its class.
+EMBEDDINGS = np.array(
+    [[math.cos(math.radians(angle)), math.sin(math.radians(angle))] for angle in (0, 10, 50, 52, 180)]
+)
+EMBEDDINGS = EMBEDDINGS * np.array([[1.0], [3.0], [0.5], [9.0], [2.0]])
+EMBEDDING_CLASSES = [0, 0, 0, 1, 1]
+EMBEDDING_SCORES = {"accuracy": 3 / 5}
