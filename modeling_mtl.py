@@ -178,6 +178,7 @@ class MTLModel(SharingMixin, InferenceMixin):
         inputs_embeds: Tensor | None = None,
         labels: dict[str, Tensor] | None = None,
         num_items_in_batch: dict[str, Tensor] | None = None,
+        pooled: Tensor | None = None,
         **kwargs: Any,
     ) -> MTLOutput:
         """Encodes, pools, and applies every head; with labels, also each task's loss.
@@ -193,16 +194,20 @@ class MTLModel(SharingMixin, InferenceMixin):
                 ignored.
             num_items_in_batch: Count of valid labels by task over the whole optimizer step; the summed losses are
                 divided by it. The count in this batch if not given.
+            pooled: What the backbone and `pool` gave for these sentences earlier, before any normalisation; the
+                backbone is not run, and the output has no `last_hidden_state`. Shape (B, H).
             **kwargs: Passed on to the backbone, such as `output_hidden_states`.
         """
-        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
-        inputs |= {"token_type_ids": token_type_ids, "position_ids": position_ids}
-        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        if attention_mask is None:
-            tokens = next(iter(given.values()))  # (B, T) or (B, T, H)
-            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)  # (B, T)
-        outputs = self.backbone(**given, attention_mask=attention_mask, return_dict=True, **kwargs)
-        pooled = self.pool(outputs.last_hidden_state, attention_mask)  # (B, H)
+        outputs: Any = MTLOutput()
+        if pooled is None:
+            inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+            inputs |= {"token_type_ids": token_type_ids, "position_ids": position_ids}
+            given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+            if attention_mask is None:
+                tokens = next(iter(given.values()))  # (B, T) or (B, T, H)
+                attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)  # (B, T)
+            outputs = self.backbone(**given, attention_mask=attention_mask, return_dict=True, **kwargs)
+            pooled = self.pool(outputs.last_hidden_state, attention_mask)  # (B, H)
         unit = F.normalize(pooled, dim=-1)  # (B, H)
         features = self.dropout(unit if self.config.normalize_for_heads else pooled)  # (B, H)
         logits = {name: head(features) for name, head in self.heads.items()}  # (B, C) each

@@ -7,10 +7,20 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from configuration_mtl import IGNORE_INDEX, REGRESSION, SINGLE_LABEL, TaskConfig
 from mtl.labels import label_column
+
+POOLED = "pooled"
+"""Column, and argument of the model, of embeddings that were computed before."""
+
+
+@dataclass(frozen=True)
+class CollatedBatch:
+    """A batch that a data set gathered itself; collating gives its inputs as they are."""
+
+    inputs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -19,7 +29,8 @@ class MTLCollator:
 
     Labels are int64 class ids with -100 for missing, (B,); for multi-label float32 with nan, (B, C); for regression
     float32 with nan, (B,) for one output and else (B, C). An example without a task's column has no label for it. What
-    else the tokenizer makes, such as `token_type_ids`, is padded with it; other columns are left out.
+    else the tokenizer makes, such as `token_type_ids`, is padded with it; other columns are left out. Examples with a
+    vector `pooled` instead of tokens give `pooled`, (B, H).
 
     Args:
         tokenizer: The tokenizer; says with what, and on which side, to pad.
@@ -44,12 +55,25 @@ class MTLCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Returns the batch of the examples."""
-        names = [name for name in ("input_ids", *self.tokenizer.model_input_names) if name in examples[0]]
-        inputs = [{name: example[name] for name in names} for example in examples]
-        batch = self.tokenizer.pad(
-            inputs, pad_to_multiple_of=self.pad_to_multiple_of, return_attention_mask=True, return_tensors="pt"
-        )
+        if isinstance(examples[0], CollatedBatch):
+            return examples[0].inputs
+        if POOLED in examples[0]:
+            batch: Mapping[str, Any] = {POOLED: torch.stack([example[POOLED] for example in examples])}  # (B, H)
+        else:
+            names = [name for name in self.input_names if name in examples[0]]
+            batch = self.pad({name: [example[name] for example in examples] for name in names})
         return {**batch, "labels": {task.name: _label_tensor(task, examples) for task in self.tasks}}
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the columns that the tokenizer pads."""
+        return list(dict.fromkeys(["input_ids", *self.tokenizer.model_input_names]))
+
+    def pad(self, columns: dict[str, list[Any]]) -> BatchEncoding:
+        """Pads columns of tokens to tensors, (B, T), and adds their `attention_mask`."""
+        return self.tokenizer.pad(
+            columns, pad_to_multiple_of=self.pad_to_multiple_of, return_attention_mask=True, return_tensors="pt"
+        )
 
 
 def _label_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]]) -> Tensor:

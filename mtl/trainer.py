@@ -27,6 +27,7 @@ from mtl.arguments import MTLTrainingArguments
 from mtl.checkpoints import TRAINING_ARGS_JSON, check_same_run, last_complete_checkpoint
 from mtl.collation import MTLCollator
 from mtl.data import label_column
+from mtl.embedding_cache import make_embedding_cache
 from mtl.evaluation import EvaluationMetrics
 from mtl.freezing import apply_freezing
 from mtl.optimization import set_learning_rates
@@ -88,6 +89,9 @@ class MTLTrainer(Trainer):
         )
         self.loss_is_scaled_for_ga = True
         self._task_losses = TaskLossMeans()
+        self.embedding_cache = make_embedding_cache(
+            model, args, self.data_collator, autocast=self.accelerator.autocast
+        )
         logger.info("Training in %s on %s.", args.precision_in_use, args.device)
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
@@ -109,6 +113,22 @@ class MTLTrainer(Trainer):
         if resume_from_checkpoint:
             check_same_run(resume_from_checkpoint, self.model.config, self.args)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _get_dataloader(
+        self,
+        dataset: Dataset,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader:
+        rows = None if self.embedding_cache is None else self.embedding_cache.rows(dataset)
+        # Only what is fetched changes: the sampler sees the tokens, and so gives the order that it would give.
+        sampler = sampler_fn if rows is None or sampler_fn is None else lambda _: sampler_fn(dataset)
+        return super()._get_dataloader(
+            dataset if rows is None else rows, description, batch_size, sampler, is_training, dataloader_key
+        )
 
     def compute_loss(
         self,
