@@ -243,6 +243,15 @@ class MTLModel(SharingMixin, InferenceMixin):
             losses[task.name] = summed_loss(task.problem_type, outputs, targets) / count.clamp(min=1)
         return losses
 
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+    ) -> None:
+        """Enables it without a backward pass through frozen lower layers; see `PreTrainedModel`."""
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+        if (activation_checkpointing_kwargs or {"use_reentrant": False}).get("use_reentrant") is False:
+            # Input embeddings that require gradients are what adapters need with reentrant checkpointing, nobody else.
+            self.disable_input_require_grads()
+
     def train(self, mode: bool = True) -> "MTLModel":
         """Sets training mode, except in the modules named by `frozen_modules`: those stay in evaluation mode."""
         super().train(mode)

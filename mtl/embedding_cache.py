@@ -11,7 +11,7 @@ import json
 import logging
 import time
 import weakref
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 _CACHE_VERSION = 1  # raise it when other vectors come out for the same tokens and the same encoder
 _ROWS_AT_ONCE = 1000
+_WORTH_A_THREAD = 50_000_000
+"""Multiplications, a millisecond or two of one core, below which a second one does not pay."""
 
 
 def obstacle(model: MTLModel, args: MTLTrainingArguments, collator: Any) -> str | None:
@@ -82,6 +84,13 @@ def make_embedding_cache(
     if args.cache_embeddings == "false" or reason is not None:
         return None
     return EmbeddingCache(model, collator, args, autocast)
+
+
+def with_lengths(sampler: Any) -> Any:
+    """Returns a sampler with its `lengths`, if it has any, as a list: a column of `datasets` is slow to index."""
+    if getattr(sampler, "lengths", None) is not None:
+        sampler.lengths = list(sampler.lengths)
+    return sampler
 
 
 class EmbeddedRows(torch.utils.data.Dataset):
@@ -140,9 +149,30 @@ class EmbeddingCache:
             known = self._known[dataset] = (model_key, self._embedded_rows(dataset.with_format(None), model_key))
         return known[1]
 
+    @contextlib.contextmanager
+    def prepared(self, *datasets: Any) -> Iterator[None]:
+        """Embeds data sets, or mappings of them, and gives the context in which heads train from them.
+
+        On a CPU small heads train in one thread: several would wait for each other at each of many short operations,
+        on a busy machine a hundred times as long as these take.
+        """
+        for some in datasets:
+            for dataset in some.values() if isinstance(some, Mapping) else [some]:
+                self.rows(dataset)
+        threads = torch.get_num_threads()
+        if self._multiplications_per_step() < _WORTH_A_THREAD:
+            torch.set_num_threads(1)
+        try:
+            yield
+        finally:
+            torch.set_num_threads(threads)
+
+    def _multiplications_per_step(self) -> int:
+        return self.args.train_batch_size * sum(parameter.numel() for parameter in self.model.heads.parameters())
+
     def _embedded_rows(self, dataset: Dataset, model_key: str) -> EmbeddedRows:
         inputs = [name for name in self.collator.input_names if name in dataset.column_names]
-        # Not the main process of each node alone: it writes the file that the others read.
+        # The main process of each node writes the file that the others read.
         with self.args.main_process_first(desc="embeddings"):
             pooled = self._pooled(dataset.select_columns(inputs), model_key)  # (N, H)
         rest = dataset.remove_columns(inputs)

@@ -1,5 +1,6 @@
 """`MTLTrainer`: the `Trainer` of transformers, with several tasks, missing labels, and exact normalisation."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
@@ -25,9 +26,9 @@ from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel, valid_labels
 from mtl.arguments import MTLTrainingArguments
 from mtl.checkpoints import TRAINING_ARGS_JSON, check_same_run, last_complete_checkpoint
-from mtl.collation import MTLCollator
+from mtl.collation import POOLED, MTLCollator
 from mtl.data import label_column
-from mtl.embedding_cache import make_embedding_cache
+from mtl.embedding_cache import make_embedding_cache, with_lengths
 from mtl.evaluation import EvaluationMetrics
 from mtl.freezing import apply_freezing
 from mtl.optimization import set_learning_rates
@@ -112,7 +113,9 @@ class MTLTrainer(Trainer):
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir!r} to resume from.")
         if resume_from_checkpoint:
             check_same_run(resume_from_checkpoint, self.model.config, self.args)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        cache = self.embedding_cache
+        with contextlib.nullcontext() if cache is None else cache.prepared(self.train_dataset, self.eval_dataset):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
 
     def _get_dataloader(
         self,
@@ -125,10 +128,14 @@ class MTLTrainer(Trainer):
     ) -> DataLoader:
         rows = None if self.embedding_cache is None else self.embedding_cache.rows(dataset)
         # Only what is fetched changes: the sampler sees the tokens, and so gives the order that it would give.
-        sampler = sampler_fn if rows is None or sampler_fn is None else lambda _: sampler_fn(dataset)
+        sampler = sampler_fn if rows is None or sampler_fn is None else lambda _: with_lengths(sampler_fn(dataset))
         return super()._get_dataloader(
             dataset if rows is None else rows, description, batch_size, sampler, is_training, dataloader_key
         )
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Counts none for batches of embeddings, where the base class would warn; see `Trainer.floating_point_ops`."""
+        return 0 if POOLED in inputs else super().floating_point_ops(inputs)
 
     def compute_loss(
         self,
