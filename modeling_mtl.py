@@ -244,10 +244,13 @@ class MTLModel(SharingMixin, InferenceMixin):
         return losses
 
     def activation_checkpointing_enable(
-        self, activation_checkpointing_kwargs: dict[str, Any] | None = None, **kwargs: Any
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
     ) -> None:
         """Enables it without a backward pass through frozen lower layers; see `PreTrainedModel`."""
-        super().activation_checkpointing_enable(activation_checkpointing_kwargs, **kwargs)
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
         if (activation_checkpointing_kwargs or {"use_reentrant": False}).get("use_reentrant") is False:
             # Input embeddings that require gradients are what adapters need with reentrant checkpointing, nobody else.
             self.disable_input_require_grads()

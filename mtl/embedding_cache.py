@@ -149,6 +149,10 @@ class EmbeddingCache:
             known = self._known[dataset] = (model_key, self._embedded_rows(dataset.with_format(None), model_key))
         return known[1]
 
+    def take_over(self, other: "EmbeddingCache") -> None:
+        """Takes what another cache holds in memory, of a model that may have the same encoder."""
+        self._known = other._known
+
     @contextlib.contextmanager
     def prepared(self, *datasets: Any) -> Iterator[None]:
         """Embeds data sets, or mappings of them, and gives the context in which heads train from them.

@@ -73,9 +73,7 @@ class MTLTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         _check_arguments(model, args, kwargs)
-        self.tasks = tuple(model.config.tasks)
-        self.freezing = apply_freezing(model, args.freeze)
-        self.weighting = make_weighting(args.weighting, self.tasks).to(args.device)
+        self._adopt(model, args)
         tokenizer = kwargs.setdefault("processing_class", model.tokenizer)
         callbacks = [*(callbacks or []), _LearnedWeightsCallback(self)]
         if args.early_stopping_patience is not None:
@@ -94,6 +92,28 @@ class MTLTrainer(Trainer):
             model, args, self.data_collator, autocast=self.accelerator.autocast
         )
         logger.info("Training in %s on %s.", args.precision_in_use, args.device)
+
+    def _adopt(self, model: MTLModel, args: MTLTrainingArguments) -> None:
+        self.tasks = tuple(model.config.tasks)
+        self.freezing = apply_freezing(model, args.freeze)
+        self.weighting = make_weighting(args.weighting, self.tasks).to(args.device)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Takes over the tasks, with their weights, of the model of a trial; see `Trainer.call_model_init`."""
+        model: Any = super().call_model_init(trial)
+        self._adopt(model, self.args)
+        if isinstance(self.compute_metrics, EvaluationMetrics):
+            self.compute_metrics = EvaluationMetrics(self.tasks)
+        before, self.embedding_cache = (
+            self.embedding_cache,
+            make_embedding_cache(model, self.args, self.data_collator, self._autocast),
+        )
+        if before is not None and self.embedding_cache is not None:
+            self.embedding_cache.take_over(before)
+        return model
+
+    def _autocast(self) -> Any:
+        return self.accelerator.autocast()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains; arguments as in `Trainer.train`, where `True` resumes from the last complete checkpoint.
