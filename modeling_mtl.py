@@ -187,6 +187,7 @@ class MTLModel(SharingMixin, InferenceMixin):
         num_items_in_batch: dict[str, Tensor] | None = None,
         others: dict[str, Tensor] | None = None,
         partners: Tensor | None = None,
+        pooled: Tensor | None = None,
         **kwargs: Any,
     ) -> MTLOutput:
         """Encodes, pools, and applies every head; with labels, also each task's loss.
@@ -205,16 +206,20 @@ class MTLModel(SharingMixin, InferenceMixin):
             others: Inputs of the further texts of the batch's pairs and triplets, for tasks that compare texts, which
                 also need `input_ids` and labels. Shape (M, T') each; M may be 0.
             partners: Row in `others` of each example's second and third text, -1 for none. Shape (B, 2).
+            pooled: What the backbone and `pool` gave for these sentences earlier, before any normalisation; the
+                backbone is not run, and the output has no `last_hidden_state`. Shape (B, H).
             **kwargs: Passed on to the backbone, such as `output_hidden_states`.
         """
-        inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
-        inputs |= {"token_type_ids": token_type_ids, "position_ids": position_ids}
-        given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
-        if attention_mask is None:
-            tokens = next(iter(given.values()))  # (B, T) or (B, T, H)
-            attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)  # (B, T)
-        outputs = self.backbone(**given, attention_mask=attention_mask, return_dict=True, **kwargs)
-        pooled = self.pool(outputs.last_hidden_state, attention_mask)  # (B, H)
+        outputs: Any = MTLOutput()
+        if pooled is None:
+            inputs = {"input_ids": input_ids, "inputs_embeds": inputs_embeds}
+            inputs |= {"token_type_ids": token_type_ids, "position_ids": position_ids}
+            given = {name: tensor for name, tensor in inputs.items() if tensor is not None}
+            if attention_mask is None:
+                tokens = next(iter(given.values()))  # (B, T) or (B, T, H)
+                attention_mask = torch.ones(tokens.shape[:2], dtype=torch.long, device=tokens.device)  # (B, T)
+            outputs = self.backbone(**given, attention_mask=attention_mask, return_dict=True, **kwargs)
+            pooled = self.pool(outputs.last_hidden_state, attention_mask)  # (B, H)
         unit = F.normalize(pooled, dim=-1)  # (B, H)
         features = self.dropout(unit if self.config.normalize_for_heads else pooled)  # (B, H)
         logits = {name: head(features) for name, head in self.heads.items()}  # (B, C) each
@@ -240,7 +245,7 @@ class MTLModel(SharingMixin, InferenceMixin):
     def _similarity_outputs(
         self,
         anchors: Tensor,
-        tokens: tuple[Tensor | None, Tensor],
+        tokens: tuple[Any, Any],
         labels: dict[str, Tensor],
         others: dict[str, Tensor] | None,
         partners: Tensor | None,
@@ -271,6 +276,18 @@ class MTLModel(SharingMixin, InferenceMixin):
             count = valid_labels(targets).sum() if count is None else count
             losses[task.name] = task_loss(task, outputs, targets) / count.clamp(min=1)
         return losses
+
+    def activation_checkpointing_enable(
+        self,
+        activation_checkpointing_kwargs: dict[str, Any] | None = None,
+        every_n_layers: int = 1,
+        offload: bool = False,
+    ) -> None:
+        """Enables it without a backward pass through frozen lower layers; see `PreTrainedModel`."""
+        super().activation_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+        if (activation_checkpointing_kwargs or {"use_reentrant": False}).get("use_reentrant") is False:
+            # Input embeddings that require gradients are what adapters need with reentrant checkpointing, nobody else.
+            self.disable_input_require_grads()
 
     def train(self, mode: bool = True) -> "MTLModel":
         """Sets training mode, except in the modules named by `frozen_modules`: those stay in evaluation mode."""

@@ -28,6 +28,7 @@ from mtl.console import ProgressReport, metrics_table, sample_lines, true_labels
 from mtl.data import SourceConfig, load_sources, row_texts, tokenize_splits
 from mtl.evaluation import EvaluationResult, evaluate_split, evaluation_of_final_model
 from mtl.report import build_report, write_report
+from mtl.search import SearchConfig, search, summary
 from mtl.settings import (
     DEFAULT_MAX_LENGTH,
     EMBEDDED_BACKBONE,
@@ -100,6 +101,8 @@ def finish(run: Run, argv: Sequence[str]) -> dict[str, Any]:
     The model is saved before it is measured, so that what fails then does not cost the training.
     """
     args = run.trainer.args
+    if run.settings.search is not None:
+        return search_settings(run)
     training = train(run)
     if run.trainer.is_world_process_zero():
         for name in (CARD, REPORT):  # Those of an earlier run would speak of another model.
@@ -237,6 +240,15 @@ def train(run: Run) -> dict[str, Any]:
     started = time.perf_counter()
     output = run.trainer.train(resume_from_checkpoint=resume)
     return {**output.metrics, "steps": output.global_step, "wall_seconds": round(time.perf_counter() - started, 1)}
+
+
+def search_settings(run: Run) -> dict[str, Any]:
+    """Searches learning rates and task weights instead of training once; returns the trials, see `mtl.search`."""
+    path = resolve_backbone(run.settings.backbone)
+    config = SearchConfig.from_dict(run.settings.search or {})
+    results = search(run.trainer, lambda tasks: load_model(run.settings, path, tuple(tasks)), config)
+    print(f"\n{summary(results)}\nAll trials and the pictures are in {run.output_dir}.")
+    return results
 
 
 def measure(run: Run, *, is_resumed: bool) -> list[EvaluationResult]:

@@ -36,8 +36,12 @@ FROZEN_BACKBONE_FACTOR = 5.0
 """Fresh heads that train alone bear a higher rate: `head_learning_rate` times this, chosen on validation."""
 CONTINUED_FACTOR = 0.25
 """A trained model is moved less than a fresh one: both learning rates times this."""
-# An evaluation or a checkpoint on the way would be in the time.
-COMMON = ("--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false")
+# An evaluation or a checkpoint on the way would be in the time. What a cache of embeddings saves is measured apart, by
+# `embedding_cache.py`; here `backbone` is to be a forward pass a row, like the others.
+COMMON = (
+    "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false",
+    "--cache_embeddings", "false",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ def measure(arguments: Sequence[str], *, limit: int | None = None, save: bool = 
     set_seed(args.seed)  # The fresh heads are drawn before the trainer sets the seed.
     run = prepare(settings, args)
     if limit is not None:
-        _limit_rows(run, limit)
+        limit_rows(run, limit)
     training = train(run)
     # Evaluation has batches of its own, so the peak is taken before it; without training there is only evaluation.
     peak = peak_memory_mib() if training else None
@@ -69,14 +69,15 @@ def measure(arguments: Sequence[str], *, limit: int | None = None, save: bool = 
         "results": {result.split: _primary_values(result) for result in results},
         "precision": args.precision_in_use,
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
-        "machine": _machine(str(args.device)),
+        "machine": machine(str(args.device)),
     }
 
 
-def _limit_rows(run: Run, limit: int) -> None:
+def limit_rows(run: Run, limit: int) -> None:
+    """Leaves of each split at most so many rows, drawn at random."""
     for name, split in run.splits.items():
         run.splits[name] = split.shuffle(seed=0).select(range(min(limit, len(split))))
-    run.trainer.train_dataset = run.splits["train"]
+    run.trainer.train_dataset, run.trainer.eval_dataset = run.splits["train"], run.splits["validation"]
 
 
 def _speed(run: Run, training: dict[str, Any]) -> dict[str, Any] | None:
@@ -93,7 +94,8 @@ def _primary_values(result: EvaluationResult) -> dict[str, Any]:
     return {"rows": result.num_rows, "score": figures["score"], "tasks": tasks}
 
 
-def _machine(device: str) -> dict[str, Any]:
+def machine(device: str) -> dict[str, Any]:
+    """Returns what is known of the machine, as JSON-ready values."""
     info = Path("/proc/cpuinfo")  # Elsewhere than on Linux there is none, and `platform` knows less.
     lines = info.read_text(encoding="utf-8").splitlines() if info.is_file() else []
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]

@@ -2,7 +2,7 @@
 
 import logging
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import TrainingArguments
@@ -25,6 +25,8 @@ class MTLTrainingArguments(TrainingArguments):
         freeze: What does not learn; a setting of `mtl.freezing`. If not given, the model is taken as it is.
         weighting: How task losses are weighed; a name in `mtl.weighting.WEIGHTINGS`.
         head_learning_rate: Learning rate of the heads and of learned task weights; `learning_rate` if not given.
+        cache_embeddings: Whether the embeddings of all rows are computed once, and heads train from them: `"auto"`
+            does so when the whole encoder is frozen; `"true"` is an error where that cannot be; `"false"` never.
         early_stopping_patience: Number of evaluations without a better score after which training stops.
         hub_strategy: `"end"`: with `push_to_hub` one push at the end, with card and report.
         metric_for_best_model: As in `TrainingArguments`; where a best model is to be found, by default `score`, the
@@ -43,6 +45,9 @@ class MTLTrainingArguments(TrainingArguments):
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the heads; learning_rate if not given."}
     )
+    cache_embeddings: Literal["auto", "true", "false"] = field(
+        default="auto", metadata={"help": "Compute the embeddings of a frozen encoder once: auto | true | false."}
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without a better score after which training stops."}
     )
@@ -57,6 +62,10 @@ class MTLTrainingArguments(TrainingArguments):
         """Chooses the precision, then validates as the base class does."""
         if self.precision not in ("auto", "bf16", "fp32"):
             raise ValueError(f"precision {self.precision!r} is unknown. Use 'auto', 'bf16' or 'fp32'.")
+        cache: Any = str(self.cache_embeddings).lower()  # YAML reads `true` as a bool.
+        self.cache_embeddings = cache
+        if cache not in ("auto", "true", "false"):
+            raise ValueError(f"cache_embeddings {cache!r} is unknown. Use 'auto', 'true' or 'false'.")
         self._refuse_what_is_not_supported()
         if self.precision == "bf16" or (self.precision == "auto" and not self.fp16):
             self.bf16 = self.bf16 or self.precision == "bf16" or has_fast_bf16(self.use_cpu)

@@ -7,11 +7,21 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 from configuration_mtl import CLASS_ID_TYPES, FURTHER_TEXTS, IGNORE_INDEX, REGRESSION, SCORED_PAIRS, TaskConfig
 from mtl.labels import label_column
 from mtl.sources import FURTHER_COLUMNS
+
+POOLED = "pooled"
+"""Column, and argument of the model, of embeddings that were computed before."""
+
+
+@dataclass(frozen=True)
+class CollatedBatch:
+    """A batch that a data set gathered itself; collating gives its inputs as they are."""
+
+    inputs: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -20,7 +30,8 @@ class MTLCollator:
 
     Labels are int64 class ids with -100 for missing, (B,); for multi-label float32 with nan, (B, C); for regression
     float32 with nan, (B,) for one output and else (B, C). An example without a task's column has no label for it. What
-    else the tokenizer makes, such as `token_type_ids`, is padded with it; other columns are left out.
+    else the tokenizer makes, such as `token_type_ids`, is padded with it; other columns are left out. Examples with a
+    vector `pooled` instead of tokens give `pooled`, (B, H).
 
     Where a task compares texts, every batch also has `others`, the padded inputs of all further texts in it, (M, T')
     each, and `partners`, (B, 2): the row in `others` of an example's second and third text, -1 for none.
@@ -48,41 +59,52 @@ class MTLCollator:
 
     def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         """Returns the batch of the examples."""
-        batch = self._pad([{name: example[name] for name in self._names(examples[0])} for example in examples])
+        if isinstance(examples[0], CollatedBatch):
+            return examples[0].inputs
+        if POOLED in examples[0]:
+            batch: dict[str, Any] = {POOLED: torch.stack([example[POOLED] for example in examples])}  # (B, H)
+        else:
+            names = [name for name in self.input_names if name in examples[0]]
+            batch = {**self.pad({name: [example[name] for example in examples] for name in names})}
         batch["labels"] = {task.name: _label_tensor(task, examples) for task in self.tasks}
         if any(task.problem_type in FURTHER_TEXTS for task in self.tasks):
             batch["others"], batch["partners"] = self._further(examples)
         return batch
 
-    def _names(self, example: Mapping[str, Any]) -> list[str]:
-        return [name for name in ("input_ids", *self.tokenizer.model_input_names) if name in example]
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the columns that the tokenizer pads."""
+        return input_names(self.tokenizer)
 
-    def _pad(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
-        batch = self.tokenizer.pad(
-            inputs, pad_to_multiple_of=self.pad_to_multiple_of, return_attention_mask=True, return_tensors="pt"
+    def pad(self, columns: dict[str, list[Any]]) -> BatchEncoding:
+        """Pads columns of tokens to tensors, (B, T), and adds their `attention_mask`."""
+        return self.tokenizer.pad(
+            columns, pad_to_multiple_of=self.pad_to_multiple_of, return_attention_mask=True, return_tensors="pt"
         )
-        return {**batch}
 
     def _further(self, examples: Sequence[Mapping[str, Any]]) -> tuple[dict[str, Tensor], Tensor]:
         partners = torch.full((len(examples), len(FURTHER_COLUMNS)), -1)  # (B, 2)
         inputs: list[dict[str, Any]] = []
         for row, example in enumerate(examples):
             for which, column in enumerate(FURTHER_COLUMNS):
-                prefix = f"{column}_"
-                given = {name.removeprefix(prefix): example[name] for name in example if name.startswith(prefix)}
-                if given.get("input_ids"):
+                given = {name: example.get(f"{column}_{name}") for name in self.input_names}
+                if given["input_ids"]:
                     partners[row, which] = len(inputs)
-                    inputs.append({name: given[name] for name in self._names(given)})
+                    inputs.append({name: values for name, values in given.items() if values is not None})
         if inputs:
-            return self._pad(inputs), partners
+            return {**self.pad({name: [given[name] for given in inputs] for name in inputs[0]})}, partners
         nothing = torch.zeros(0, 1, dtype=torch.int64)  # (M, T'), as tensors of padded texts are.
         return {"input_ids": nothing, "attention_mask": nothing}, partners
 
 
+def input_names(tokenizer: Any) -> list[str]:
+    """Returns the names of the columns that a tokenizer makes and pads."""
+    return list(dict.fromkeys(["input_ids", *tokenizer.model_input_names]))
+
+
 def further_columns(tokenizer: Any) -> list[str]:
     """Returns the names that columns with the tokens of further texts may have."""
-    names = dict.fromkeys(("input_ids", *tokenizer.model_input_names))
-    return [f"{column}_{name}" for column in FURTHER_COLUMNS for name in names]
+    return [f"{column}_{name}" for column in FURTHER_COLUMNS for name in input_names(tokenizer)]
 
 
 def _label_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]]) -> Tensor:

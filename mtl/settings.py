@@ -50,6 +50,8 @@ class RunSettings:
         drop_overlap: Whether rows of validation and test whose text is also in train are left out.
         validation_fraction: Share of train that becomes validation where the source has none.
         test_fraction: Share of train that becomes test where the source has none.
+        search: Settings of a search over learning rates and task weights, which then takes the place of the training;
+            a dict of `mtl.search.SearchConfig`.
         num_samples: Count of test rows shown with predicted and true labels at the end.
         license: Licence of the trained model, as the Hub writes it (`apache-2.0`), for its card.
         language: Languages of the texts, as codes (`en`), for the card.
@@ -70,6 +72,7 @@ class RunSettings:
     drop_overlap: bool = field(default=False, metadata={"help": "Leave out evaluation rows that train has too."})
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of train cut off for validation."})
     test_fraction: float = field(default=0.1, metadata={"help": "Share of train cut off for test."})
+    search: JsonObject | None = field(default=None, metadata={"help": "Search instead of training; a JSON object."})
     num_samples: int = field(default=3, metadata={"help": "Test rows shown at the end."})
     license: str | None = field(default=None, metadata={"help": "Licence of the trained model, for its card."})
     language: list[str] | None = field(default=None, metadata={"help": "Languages of the texts, for the card."})

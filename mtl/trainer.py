@@ -1,5 +1,6 @@
 """`MTLTrainer`: the `Trainer` of transformers, with several tasks, missing labels, and exact normalisation."""
 
+import contextlib
 import logging
 import os
 from collections.abc import Sequence
@@ -25,8 +26,9 @@ from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel, valid_labels
 from mtl.arguments import MTLTrainingArguments
 from mtl.checkpoints import TRAINING_ARGS_JSON, check_same_run, last_complete_checkpoint
-from mtl.collation import MTLCollator, further_columns
+from mtl.collation import POOLED, MTLCollator, further_columns
 from mtl.data import label_column
+from mtl.embedding_cache import make_embedding_cache, with_lengths
 from mtl.evaluation import EvaluationMetrics
 from mtl.freezing import apply_freezing
 from mtl.optimization import set_learning_rates
@@ -71,9 +73,7 @@ class MTLTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         _check_arguments(model, args, kwargs)
-        self.tasks = tuple(model.config.tasks)
-        self.freezing = apply_freezing(model, args.freeze)
-        self.weighting = make_weighting(args.weighting, self.tasks).to(args.device)
+        self._adopt(model, args)
         tokenizer = kwargs.setdefault("processing_class", model.tokenizer)
         callbacks = [*(callbacks or []), _LearnedWeightsCallback(self)]
         if args.early_stopping_patience is not None:
@@ -88,7 +88,32 @@ class MTLTrainer(Trainer):
         )
         self.loss_is_scaled_for_ga = True
         self._task_losses = TaskLossMeans()
+        self.embedding_cache = make_embedding_cache(
+            model, args, self.data_collator, autocast=self.accelerator.autocast
+        )
         logger.info("Training in %s on %s.", args.precision_in_use, args.device)
+
+    def _adopt(self, model: MTLModel, args: MTLTrainingArguments) -> None:
+        self.tasks = tuple(model.config.tasks)
+        self.freezing = apply_freezing(model, args.freeze)
+        self.weighting = make_weighting(args.weighting, self.tasks).to(args.device)
+
+    def call_model_init(self, trial: Any = None) -> nn.Module:
+        """Takes over the tasks, with their weights, of the model of a trial; see `Trainer.call_model_init`."""
+        model: Any = super().call_model_init(trial)
+        self._adopt(model, self.args)
+        if isinstance(self.compute_metrics, EvaluationMetrics):
+            self.compute_metrics = EvaluationMetrics(self.tasks)
+        before, self.embedding_cache = (
+            self.embedding_cache,
+            make_embedding_cache(model, self.args, self.data_collator, self._autocast),
+        )
+        if before is not None and self.embedding_cache is not None:
+            self.embedding_cache.take_over(before)
+        return model
+
+    def _autocast(self) -> Any:
+        return self.accelerator.autocast()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Trains; arguments as in `Trainer.train`, where `True` resumes from the last complete checkpoint.
@@ -108,7 +133,29 @@ class MTLTrainer(Trainer):
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir!r} to resume from.")
         if resume_from_checkpoint:
             check_same_run(resume_from_checkpoint, self.model.config, self.args)
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        cache = self.embedding_cache
+        with contextlib.nullcontext() if cache is None else cache.prepared(self.train_dataset, self.eval_dataset):
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def _get_dataloader(
+        self,
+        dataset: Dataset,
+        description: str,
+        batch_size: int,
+        sampler_fn: Any = None,
+        is_training: bool = False,
+        dataloader_key: str | None = None,
+    ) -> DataLoader:
+        rows = None if self.embedding_cache is None else self.embedding_cache.rows(dataset)
+        # Only what is fetched changes: the sampler sees the tokens, and so gives the order that it would give.
+        sampler = sampler_fn if rows is None or sampler_fn is None else lambda _: with_lengths(sampler_fn(dataset))
+        return super()._get_dataloader(
+            dataset if rows is None else rows, description, batch_size, sampler, is_training, dataloader_key
+        )
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Counts none for batches of embeddings, where the base class would warn; see `Trainer.floating_point_ops`."""
+        return 0 if POOLED in inputs else super().floating_point_ops(inputs)
 
     def compute_loss(
         self,

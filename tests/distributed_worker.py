@@ -41,6 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--freeze", default="none")
     options = parser.parse_args()
     set_seed(0)
     text_config = BertConfig(
@@ -61,6 +62,7 @@ def main() -> None:
         use_cpu=True,
         disable_tqdm=True,
         max_steps=5,
+        freeze=options.freeze,
         learning_rate=1e-2,
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=2,
@@ -78,6 +80,7 @@ def main() -> None:
         save_file(model.state_dict(), options.folder / "weights.safetensors")
         save_file(trainer.weighting.state_dict(), options.folder / "weighting.safetensors")
         log = {"world_size": args.world_size, "history": trainer.state.log_history, "evaluated": evaluated}
+        log["is_cached"] = trainer.embedding_cache is not None
         (options.folder / "log.json").write_text(json.dumps(log))
     trainer.end()
 

@@ -14,10 +14,11 @@ ROOT = Path(__file__).parent.parent
 WORKER = str(Path(__file__).parent / "distributed_worker.py")
 
 
-def _run(folder: Path, command: list[str], batch_size: int) -> None:
+def _run(folder: Path, command: list[str], batch_size: int, freeze: str) -> None:
     folder.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    arguments = ["--folder", str(folder), "--batch-size", str(batch_size)]
+    environment["HF_DATASETS_CACHE"] = str(folder / "cache")
+    arguments = ["--folder", str(folder), "--batch-size", str(batch_size), "--freeze", freeze]
     done = subprocess.run(
         [*command, WORKER, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -25,12 +26,14 @@ def _run(folder: Path, command: list[str], batch_size: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    _run(tmp_path / "one", [sys.executable], batch_size=8)
+@pytest.mark.parametrize("freeze", ["none", "backbone"])
+def test_two_ranks_equal_one_process(freeze: str, tmp_path: Path) -> None:
+    _run(tmp_path / "one", [sys.executable], batch_size=8, freeze=freeze)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    _run(tmp_path / "two", torchrun, batch_size=4)
+    _run(tmp_path / "two", torchrun, batch_size=4, freeze=freeze)
     one, two = (json.loads((tmp_path / name / "log.json").read_text()) for name in ("one", "two"))
     assert (one["world_size"], two["world_size"]) == (1, 2)
+    assert one["is_cached"] == two["is_cached"] == (freeze == "backbone")
     for name in ("weights.safetensors", "weighting.safetensors"):
         expected, found = load_file(tmp_path / "one" / name), load_file(tmp_path / "two" / name)
         for key, value in expected.items():

@@ -2,13 +2,17 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from checks import gradients, training_args
 from conftest import MakeModel
 from datasets import DatasetDict
+from transformers import TrainerCallback
 
 from configuration_mtl import TaskConfig
+from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.freezing import apply_freezing
 from mtl.trainer import MTLTrainer
@@ -135,3 +139,60 @@ def test_illegal_settings(setting: str, message: str, tiny_model: MakeModel) -> 
 def test_layers_that_share_weights_are_refused(tiny_model: MakeModel) -> None:
     with pytest.raises(ValueError, match="AlbertModel has no list of 2 layers"):
         apply_freezing(tiny_model("albert"), "lower_layers:1")
+
+
+def _graph_of(model: MTLModel, setting: str, splits: DatasetDict, folder: Path, **settings: Any) -> dict[str, Any]:
+    """Trains a step, and returns what autograd saw of each layer's input, and the gradients."""
+    seen: dict[str, Any] = {"inputs": {}, "saved": 0, "gradients": {}}
+    layers = {name: module for name, module in model.named_modules() if name.endswith(("layer.0", "layer.1"))}
+    for name, layer in layers.items():
+        layer.register_forward_pre_hook(
+            lambda _, given, name=name: seen["inputs"].update({name: given[0].requires_grad and given[0].grad_fn})
+        )
+
+    class _Gradients(TrainerCallback):
+        def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+            seen["gradients"] = gradients(model)
+
+    args = training_args(folder, freeze=setting, max_steps=1, max_grad_norm=0.0, **settings)
+    trainer = MTLTrainer(model, args, train_dataset=splits["train"], callbacks=[_Gradients()])
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        seen["saved"] += 1
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        trainer.train()
+    return seen
+
+
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_frozen_lower_layers_take_no_part_in_autograd(
+    checkpointing: bool, tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    splits, tasks = toy_splits
+    names = ("backbone.encoder.layer.0", "backbone.encoder.layer.1")
+    results = {}
+    for setting in ("none", "lower_layers:1", "lower_layers:2"):
+        model = tiny_model(tasks=tasks, head_dropout=0.0)
+        set_dropout_modules(model, 0.0)
+        results[setting] = _graph_of(model, setting, splits, tmp_path, activation_checkpointing=checkpointing)
+    assert all(results["none"]["inputs"][name] for name in names)
+    # What enters the first layer that learns has no history, so nothing was kept for a backward pass below it.
+    assert not any(results["lower_layers:1"]["inputs"][name] for name in names)
+    assert not any(results["lower_layers:2"]["inputs"][name] for name in names)
+    saved = [results[setting]["saved"] for setting in ("none", "lower_layers:1", "lower_layers:2")]
+    assert saved[0] > saved[1] > saved[2]
+    # And yet the layers that learn get the gradient that they would get.
+    learned = [name for name in results["none"]["gradients"] if not STRATEGIES["lower_layers:1"](name)]
+    assert set(learned) == set(results["lower_layers:1"]["gradients"])
+    for name in learned:
+        expected = results["none"]["gradients"][name]
+        torch.testing.assert_close(results["lower_layers:1"]["gradients"][name], expected, rtol=1e-5, atol=1e-7)
+
+
+def set_dropout_modules(model: MTLModel, probability: float) -> None:
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = probability
+    model.backbone.config.attention_probs_dropout_prob = probability

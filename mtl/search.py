@@ -1,0 +1,348 @@
+"""Search over learning rates and task weights, and the picture of what one task costs another.
+
+The search is `Trainer.hyperparameter_search` with optuna, whose objective is the score on validation, or the primary
+metric of every task. Samples come from TPE: Bergstra et al., "Algorithms for Hyper-Parameter Optimization", NeurIPS
+2011; for several objectives Ozaki et al., "Multiobjective Tree-Structured Parzen Estimator for Computationally
+Expensive Optimization Problems", GECCO 2020.
+"""
+
+import contextlib
+import dataclasses
+import importlib
+import itertools
+import logging
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import Trainer
+from transformers.trainer_utils import SaveStrategy
+
+from configuration_mtl import TaskConfig
+from modeling_mtl import MTLModel
+from mtl.evaluation import json_number
+from mtl.metrics import LOWER_IS_BETTER, PRIMARY_METRIC
+from mtl.report import write_report
+
+logger = logging.getLogger(__name__)
+
+RESULTS, JOURNAL = "search.json", "search.journal"
+OBJECTIVES = ("score", "tasks")
+RATES = ("learning_rate", "head_learning_rate")
+_EXTRA = 'pip install "mtl-sentence-transformers[search]"'
+
+
+def default_space() -> dict[str, tuple[float, float]]:
+    """Returns the ranges that are searched if none are given."""
+    return {"learning_rate": (1e-5, 5e-4), "head_learning_rate": (1e-4, 1e-2), "weight": (0.1, 10.0)}
+
+
+@dataclass(frozen=True)
+class SearchConfig:
+    """What is searched, and how long.
+
+    Args:
+        n_trials: Trainings in all, those of an earlier, interrupted search among them.
+        objectives: `"score"` for the mean of the tasks' primary metrics; `"tasks"` for each of these by itself.
+        space: Ranges (least, most), each sampled log-uniformly: `learning_rate`, `head_learning_rate`, `weight` for
+            that of every task, `weight_<task>` for that of one. What is not named keeps its value.
+
+    Raises:
+        ValueError: If a setting is illegal.
+    """
+
+    n_trials: int = 20
+    objectives: str = "score"
+    space: Mapping[str, tuple[float, float]] = field(default_factory=default_space)
+
+    def __post_init__(self) -> None:
+        """Checks the settings; numbers such as `1e-4`, which YAML reads as text, become floats."""
+        if isinstance(self.n_trials, bool) or not isinstance(self.n_trials, int) or self.n_trials < 1:
+            raise ValueError(f"search: n_trials must be an int of at least 1, found {self.n_trials!r}.")
+        if self.objectives not in OBJECTIVES:
+            raise ValueError(f"search: objectives {self.objectives!r} is unknown. Use one of {list(OBJECTIVES)}.")
+        if not isinstance(self.space, Mapping) or not self.space:
+            raise ValueError(f"search: space must map names to ranges, found {self.space!r}.")
+        object.__setattr__(self, "space", {name: _range(name, given) for name, given in self.space.items()})
+
+    @classmethod
+    def from_dict(cls, settings: Mapping[str, Any]) -> "SearchConfig":
+        """Makes it of a mapping, as a settings file has it.
+
+        Raises:
+            ValueError: If it has a key that is no setting.
+        """
+        known = [item.name for item in dataclasses.fields(cls)]
+        unknown = [key for key in settings if key not in known]
+        if unknown:
+            raise ValueError(f"search: there is no setting {unknown[0]!r}. Known are {known}.")
+        return cls(**settings)
+
+    def ranges(self, tasks: Sequence[TaskConfig]) -> dict[str, tuple[float, float]]:
+        """Returns the range of each thing that is sampled, weights by task.
+
+        Raises:
+            ValueError: If the space names what is neither a learning rate nor the weight of a task.
+        """
+        weights = {f"weight_{task.name}": self.space.get("weight") for task in tasks}
+        known = [*RATES, "weight", *weights]
+        for name in self.space:
+            if name not in known:
+                raise ValueError(f"search: space has {name!r}. It may have {known}.")
+        named = {name: self.space.get(name, every) for name, every in weights.items()}
+        rates = {name: self.space[name] for name in RATES if name in self.space}
+        return {**rates, **{name: given for name, given in named.items() if given is not None}}
+
+
+def _range(name: str, given: Any) -> tuple[float, float]:
+    try:
+        least, most = (float(value) for value in given)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"search: the range of {name!r} must be two numbers, found {given!r}.") from error
+    if not 0 < least <= most < math.inf:
+        raise ValueError(f"search: the range of {name!r} must be 0 < least <= most, found {given!r}.")
+    return least, most
+
+
+def search(
+    trainer: Trainer, make_model: Callable[[Sequence[TaskConfig]], MTLModel], config: SearchConfig
+) -> dict[str, Any]:
+    """Searches, and leaves `search.json` and the pictures in the trainer's `output_dir`.
+
+    It goes on where an earlier search with the same settings in that folder ended: `search.journal` keeps the trials,
+    and the sample of a trial depends on the seed and on the trials before it alone. No trial saves a model.
+
+    Args:
+        trainer: An `MTLTrainer` with data to train and to evaluate on. It has no model afterwards.
+        make_model: Makes the model that a trial starts from, with the tasks it is given, which have their weights.
+        config: What is searched.
+
+    Returns:
+        What `search.json` holds: settings, trials with their parameters and metrics, and the numbers of the best.
+
+    Raises:
+        ImportError: If optuna or matplotlib is not installed.
+        ValueError: If there is nothing to evaluate on, several processes run, or the folder has another search.
+    """
+    optuna = _optional("optuna")
+    _optional("matplotlib")
+    model: Any = trainer.model
+    args: Any = trainer.args
+    if trainer.eval_dataset is None or args.world_size > 1:
+        raise ValueError(
+            f"A search needs rows of validation (found {trainer.eval_dataset is not None}) and one process (found "
+            f"{args.world_size}). Give an `eval_dataset`, and start it without torchrun."
+        )
+    run = _Search(trainer, make_model, config, tuple(model.config.tasks))
+    output_dir = Path(str(args.output_dir))
+    output_dir.mkdir(parents=True, exist_ok=True)
+    storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(output_dir / JOURNAL)))
+    where = {"study_name": "search", "storage": storage, "load_if_exists": True}
+    study = optuna.create_study(directions=run.directions, **where)
+    _check_same_search(study, run.settings(), output_dir)
+    with run.prepared_trainer():
+        while (done := len(_finished(study))) < config.n_trials:
+            # A study that goes on gets a fresh sampler; so does every trial, and both give the same samples.
+            sampler = optuna.samplers.TPESampler(seed=args.seed + done)
+            trainer.hyperparameter_search(
+                hp_space=run.rates,
+                compute_objective=run.objective,
+                n_trials=1,
+                direction=run.directions if len(run.directions) > 1 else run.directions[0],
+                backend="optuna",
+                sampler=sampler,
+                pruner=optuna.pruners.NopPruner(),
+                **where,
+            )
+            results = _results(study, run.settings())
+            write_report(results, output_dir / RESULTS)
+            logger.info("Trial %d of %d: %s", done + 1, config.n_trials, results["trials"][-1])
+    results = _results(study, run.settings())
+    write_report(results, output_dir / RESULTS)
+    draw_fronts(results, output_dir)
+    return results
+
+
+class _Search:
+    """What a trial takes from the space, and what it gives back."""
+
+    def __init__(
+        self,
+        trainer: Trainer,
+        make_model: Callable[[Sequence[TaskConfig]], MTLModel],
+        config: SearchConfig,
+        tasks: Sequence[TaskConfig],
+    ) -> None:
+        self.trainer, self.make_model, self.config, self.tasks = trainer, make_model, config, tasks
+        self.ranges = config.ranges(tasks)
+        self.metrics = {task.name: PRIMARY_METRIC[task.problem_type] for task in tasks}
+        names = ["score"] if config.objectives == "score" else list(self.metrics.values())
+        self.directions = ["minimize" if name in LOWER_IS_BETTER else "maximize" for name in names]
+        self.trial: Any = None
+
+    def settings(self) -> dict[str, Any]:
+        """Returns what makes trials comparable, as JSON-ready values."""
+        return {
+            "objectives": self.config.objectives,
+            "directions": self.directions,
+            "ranges": {name: list(given) for name, given in self.ranges.items()},
+            "metrics": self.metrics,
+            "seed": self.trainer.args.seed,
+        }
+
+    @contextlib.contextmanager
+    def prepared_trainer(self) -> Iterator[None]:
+        """Lets the trainer make a model for each trial and save none, and gives it its settings back."""
+        args: Any = self.trainer.args
+        quiet = {"save_strategy": SaveStrategy.NO, "load_best_model_at_end": False, "push_to_hub": False}
+        kept = {name: getattr(args, name) for name in (*quiet, *RATES)}
+        vars(args).update(quiet)
+        settings = vars(self.trainer)
+        settings["model_init"] = self.model
+        try:
+            yield
+        finally:
+            vars(args).update(kept)
+            settings["model_init"] = None
+
+    def model(self, trial: Any) -> MTLModel:
+        """Makes the model of a trial, whose tasks bear the weights that the trial samples."""
+        self.trial = trial
+        return self.make_model(
+            [
+                dataclasses.replace(task, weight=self._sample(trial, f"weight_{task.name}", task.weight))
+                for task in self.tasks
+            ]
+        )
+
+    def rates(self, trial: Any) -> dict[str, float]:
+        """Samples the learning rates of a trial; those that are not searched stay out."""
+        return {name: self._sample(trial, name, 0.0) for name in RATES if name in self.ranges}
+
+    def _sample(self, trial: Any, name: str, default: float) -> float:
+        # Sampled again, a name gives the value that it has in this trial.
+        return trial.suggest_float(name, *self.ranges[name], log=True) if name in self.ranges else default
+
+    def objective(self, metrics: Mapping[str, float]) -> Any:
+        """Returns the value, or values, of an evaluation; keeps the metrics with the trial."""
+        found = {name: metrics.get(f"eval_{name}_{metric}", math.nan) for name, metric in self.metrics.items()}
+        self.trial.set_user_attr("metrics", {"score": metrics["eval_score"], **found})
+        return metrics["eval_score"] if self.config.objectives == "score" else list(found.values())
+
+
+def _finished(study: Any) -> list[Any]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+
+
+def _check_same_search(study: Any, settings: dict[str, Any], folder: Path) -> None:
+    before = study.user_attrs.get("settings")
+    if before is None:
+        study.set_user_attr("settings", settings)
+    elif before != settings:
+        changed = [key for key in settings if before.get(key) != settings[key]]
+        raise ValueError(
+            f"{str(folder / JOURNAL)!r} is of a search with another {changed[0]}: {before.get(changed[0])}, now "
+            f"{settings[changed[0]]}. Give another `output_dir`, or set it alike."
+        )
+
+
+def _results(study: Any, settings: dict[str, Any]) -> dict[str, Any]:
+    trials = [
+        {
+            "number": number,
+            "state": trial.state.name.lower(),
+            "params": trial.params,
+            "metrics": {name: json_number(value) for name, value in trial.user_attrs.get("metrics", {}).items()},
+        }
+        for number, trial in enumerate(_finished(study))
+    ]
+    complete = [trial for trial in trials if trial["state"] == "complete"]
+    names = ["score"] if settings["objectives"] == "score" else list(settings["metrics"])
+    points = [[trial["metrics"][name] for name in names] for trial in complete]
+    best = [complete[index]["number"] for index in pareto_front(points, settings["directions"])]
+    return {"settings": settings, "trials": trials, "best": best}
+
+
+def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
+    """Returns the indices of the points that no other dominates: as good everywhere and better somewhere.
+
+    Args:
+        points: The values of each point.
+        directions: `"maximize"` or `"minimize"` for each value.
+    """
+    signs = [1.0 if direction == "maximize" else -1.0 for direction in directions]
+    scaled = [[sign * value for sign, value in zip(signs, point, strict=True)] for point in points]
+
+    def is_dominated(point: Sequence[float]) -> bool:
+        return any(
+            other != point and all(theirs >= ours for theirs, ours in zip(other, point, strict=True))
+            for other in scaled
+        )
+
+    return [index for index, point in enumerate(scaled) if not is_dominated(point)]
+
+
+def draw_fronts(results: Mapping[str, Any], folder: Path) -> list[Path]:
+    """Draws, for each pair of tasks, every trial by their two metrics, and the front; returns the PNG files.
+
+    Args:
+        results: What [`search`] returns.
+        folder: Where `pareto-<task>-<task>.png` go.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    _optional("matplotlib")
+    metrics = results["settings"]["metrics"]
+    files = []
+    for first, second in itertools.combinations(metrics, 2):
+        points = {
+            trial["number"]: (trial["metrics"][first], trial["metrics"][second])
+            for trial in results["trials"]
+            if trial["state"] == "complete" and None not in (trial["metrics"][first], trial["metrics"][second])
+        }
+        if points:
+            files.append(folder / f"pareto-{first}-{second}.png")
+            _draw(points, [(name, metrics[name]) for name in (first, second)], files[-1])
+    return files
+
+
+def _draw(points: Mapping[int, tuple[float, float]], axes: Sequence[tuple[str, str]], path: Path) -> None:
+    from matplotlib.figure import Figure  # Without pyplot, which would choose a backend for the whole process.
+
+    directions = ["minimize" if metric in LOWER_IS_BETTER else "maximize" for _, metric in axes]
+    numbers, values = list(points), list(points.values())
+    front = sorted(pareto_front(values, directions), key=lambda index: values[index])
+    others = [index for index in range(len(values)) if index not in front]
+    figure = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained")
+    plot = figure.subplots()
+    plot.plot(*zip(*(values[index] for index in front), strict=True), "o-", color="tab:blue", label="Pareto front")
+    if others:
+        plot.plot(*zip(*(values[index] for index in others), strict=True), "o", color="silver", label="other trials")
+    for number, value in points.items():
+        plot.annotate(str(number), value, xytext=(4, 4), textcoords="offset points", fontsize=8)
+    labels = [f"{name}: {metric} on validation" for name, metric in axes]
+    plot.set(xlabel=labels[0], ylabel=labels[1], title=f"{len(numbers)} trials, by number")
+    plot.grid(alpha=0.3)
+    plot.legend()
+    figure.savefig(path)
+
+
+def summary(results: Mapping[str, Any]) -> str:
+    """Formats the best trials with their metrics and their settings as lines of text."""
+    lines = [f"{len(results['trials'])} trials; best by {results['settings']['objectives']}:"]
+    for number in results["best"]:
+        trial = results["trials"][number]
+        figures = ", ".join(f"{name} {value:.4f}" for name, value in trial["metrics"].items() if value is not None)
+        given = ", ".join(f"{name} {value:.3g}" for name, value in trial["params"].items())
+        lines.append(f"  {number:>3}  {figures}\n       {given}")
+    return "\n".join(lines)
+
+
+def _optional(name: str) -> Any:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ImportError(f"A search needs {name}: `{_EXTRA}`.") from error

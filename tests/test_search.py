@@ -1,0 +1,205 @@
+"""The search over learning rates and weights: what a trial gets, what is kept, and the front of trials."""
+
+import importlib
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from checks import training_args
+from conftest import MakeModel, SaveBackbone, ToyRows
+from datasets import DatasetDict
+
+from configuration_mtl import TaskConfig
+from modeling_mtl import MTLModel
+from mtl.search import SearchConfig, draw_fronts, pareto_front, search, summary
+from mtl.trainer import MTLTrainer
+from train_trainer import main
+
+Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
+SPACE = {"learning_rate": (1e-4, 1e-2), "weight": (0.1, 10.0), "weight_valence": (0.5, 0.5)}
+
+
+class _Models:
+    """Makes tiny models, and keeps the tasks of each."""
+
+    def __init__(self, make: MakeModel) -> None:
+        self.make = make
+        self.tasks: list[tuple[TaskConfig, ...]] = []
+
+    def __call__(self, tasks: Sequence[TaskConfig]) -> MTLModel:
+        self.tasks.append(tuple(tasks))
+        return self.make(tasks=tasks)
+
+
+def run(
+    make: MakeModel, splits: Splits, folder: Path, *, training: dict[str, Any] | None = None, **settings: Any
+) -> tuple[dict[str, Any], _Models, MTLTrainer]:
+    data, tasks = splits
+    args = training_args(folder, **{"max_steps": 2, "save_strategy": "steps", "save_steps": 1, **(training or {})})
+    trainer = MTLTrainer(make(tasks=tasks), args, train_dataset=data["train"], eval_dataset=data["validation"])
+    models = _Models(make)
+    results = search(trainer, models, SearchConfig(**{"n_trials": 3, "space": SPACE, **settings}))
+    return results, models, trainer
+
+
+def test_each_trial_trains_with_its_weights_and_rate(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    results, models, trainer = run(tiny_model, toy_splits, tmp_path)
+    assert json.loads((tmp_path / "search.json").read_text()) == results
+    assert [trial["state"] for trial in results["trials"]] == ["complete"] * 3
+    assert len(models.tasks) == 3
+    for trial, tasks in zip(results["trials"], models.tasks, strict=True):
+        params = trial["params"]
+        assert params.keys() == {"learning_rate", *(f"weight_{task.name}" for task in tasks)}
+        assert {f"weight_{task.name}": task.weight for task in tasks}.items() <= params.items()
+        assert params["weight_valence"] == 0.5
+        assert 1e-4 <= params["learning_rate"] <= 1e-2
+        assert trial["metrics"].keys() == {"score", *(task.name for task in tasks)}
+    rates = [trial["params"]["learning_rate"] for trial in results["trials"]]
+    assert len(set(rates)) == 3
+    scores = [trial["metrics"]["score"] for trial in results["trials"]]
+    assert results["best"] == [number for number, score in enumerate(scores) if score == max(scores)]
+    # The trainer has its settings back, trials saved nothing, and four tasks make six pairs.
+    assert trainer.args.learning_rate == 1e-2
+    assert trainer.args.save_strategy == "steps"
+    assert not list(tmp_path.rglob("*.safetensors"))
+    assert len(list(tmp_path.glob("pareto-*.png"))) == 6
+    assert f"\n  {results['best'][0]:>3}  score {max(scores):.4f}" in summary(results)
+
+
+def test_weights_reach_the_loss(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    _, models, trainer = run(tiny_model, toy_splits, tmp_path, n_trials=1)
+    assert trainer.tasks == models.tasks[0]
+    expected = {task.name: task.weight for task in models.tasks[0]}
+    assert trainer.weighting.current_weights() == expected
+    log = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    total = sum(weight * log[f"loss_{name}"] for name, weight in expected.items())
+    assert log["loss"] == pytest.approx(total, rel=1e-4)
+
+
+def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    whole, _, _ = run(tiny_model, toy_splits, tmp_path / "whole", n_trials=4)
+    run(tiny_model, toy_splits, tmp_path / "parts", n_trials=2)
+    resumed, models, _ = run(tiny_model, toy_splits, tmp_path / "parts", n_trials=4)
+    assert len(models.tasks) == 2
+    assert resumed == whole
+    with pytest.raises(ValueError, match="is of a search with another ranges"):
+        run(tiny_model, toy_splits, tmp_path / "parts", space={"weight": (0.5, 2.0)})
+    with pytest.raises(ValueError, match="is of a search with another objectives: score, now tasks"):
+        run(tiny_model, toy_splits, tmp_path / "parts", objectives="tasks")
+
+
+def test_an_objective_a_task(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    training = {"eval_strategy": "steps", "eval_steps": 1, "freeze": "backbone", "per_device_eval_batch_size": 40}
+    space = {"head_learning_rate": ("1e-3", "1e-1")}  # YAML reads 1e-3 as text.
+    results, _, trainer = run(
+        tiny_model, toy_splits, tmp_path, training=training, objectives="tasks", space=space, n_trials=4
+    )
+    assert trainer.embedding_cache is not None
+    assert results["settings"]["directions"] == ["maximize"] * 4
+    names = [task.name for task in toy_splits[1]]
+    points = [[trial["metrics"][name] for name in names] for trial in results["trials"]]
+    assert results["best"] == pareto_front(points, ["maximize"] * 4)
+
+
+def test_front_by_hand() -> None:
+    #   b
+    # 3 |  0
+    # 2 |     1  4      1 is behind 4 in a and level in b; 2 is behind in both; 3 is the best in a.
+    # 1 |  2        3
+    #   +--------------- a
+    #      1  2  3  4
+    points = [(1, 3), (2, 2), (1, 1), (4, 1), (3, 2)]
+    assert pareto_front(points, ["maximize", "maximize"]) == [0, 3, 4]
+    assert pareto_front(points, ["minimize", "minimize"]) == [2]
+    assert pareto_front(points, ["maximize", "minimize"]) == [3]
+    assert pareto_front([(1.0,), (2.0,), (2.0,)], ["maximize"]) == [1, 2]
+    assert pareto_front([], ["maximize"]) == []
+
+
+def test_pictures_of_every_pair(tmp_path: Path) -> None:
+    trials = [
+        {"number": number, "state": "complete", "metrics": {"a": a, "b": b, "c": 0.5}}
+        for number, (a, b) in enumerate([(0.7, 0.9), (0.8, 0.8), (0.6, 0.6), (None, 0.1)])
+    ]
+    metrics = {"a": "accuracy", "b": "rmse", "c": "pearson"}
+    files = draw_fronts({"settings": {"metrics": metrics}, "trials": trials}, tmp_path)
+    assert [file.name for file in files] == ["pareto-a-b.png", "pareto-a-c.png", "pareto-b-c.png"]
+    assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"n_trials": 0}, "n_trials must be an int of at least 1, found 0"),
+        ({"objectives": "loss"}, "objectives 'loss' is unknown. Use one of"),
+        ({"space": {}}, "space must map names to ranges"),
+        ({"space": {"weight": (0, 1)}}, "the range of 'weight' must be 0 < least <= most"),
+        ({"space": {"weight": (2, 1)}}, "the range of 'weight' must be 0 < least <= most"),
+        ({"space": {"weight": 3}}, "the range of 'weight' must be two numbers, found 3"),
+        ({"trials": 3}, "there is no setting 'trials'. Known are"),
+    ],
+)
+def test_illegal_settings(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        SearchConfig.from_dict(settings)
+
+
+def test_a_name_that_is_nothing_to_search(tasks: tuple[TaskConfig, ...]) -> None:
+    with pytest.raises(ValueError, match="space has 'weight_topik'. It may have"):
+        SearchConfig(space={"weight_topik": (1, 2)}).ranges(tasks)
+
+
+def test_needs_rows_of_validation(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    trainer = MTLTrainer(
+        tiny_model(tasks=toy_splits[1]), training_args(tmp_path), train_dataset=toy_splits[0]["train"]
+    )
+    with pytest.raises(ValueError, match="A search needs rows of validation"):
+        search(trainer, lambda tasks: tiny_model(tasks=tasks), SearchConfig())
+
+
+@pytest.mark.parametrize("name", ["optuna", "matplotlib"])
+def test_a_missing_extra_is_told(
+    name: str, tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.import_module
+
+    def missing(module: str, *args: Any) -> Any:
+        if module == name:
+            raise ImportError(module)
+        return real(module, *args)
+
+    monkeypatch.setattr(importlib, "import_module", missing)
+    with pytest.raises(ImportError, match=rf'needs {name}: `pip install "mtl-sentence-transformers\[search\]"`'):
+        run(tiny_model, toy_splits, tmp_path)
+
+
+def test_the_program_searches(
+    backbone_dir: SaveBackbone, toy_rows: ToyRows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    files = {split: tmp_path / f"{split}.jsonl" for split in ("train", "validation", "test")}
+    for seed, file in enumerate(files.values()):
+        file.write_text("".join(json.dumps(row) + "\n" for row in toy_rows(40, seed)), encoding="utf-8")
+    source = {"files": {split: str(file) for split, file in files.items()}, "labels": {"topic": "topic"}}
+    source["labels"] |= {"valence": "valence"}
+    settings = {
+        "backbone": str(backbone_dir("bert")), "sources": [source], "use_cpu": True, "max_steps": 2,
+        "tasks": [{"name": "topic"}, {"name": "valence", "problem_type": "regression", "weight": 0.5}],
+        "search": {"n_trials": 2, "objectives": "tasks", "space": {"weight_topic": [0.5, 2]}},
+        "output_dir": str(tmp_path / "out"), "disable_tqdm": True, "freeze": "backbone",
+    }  # fmt: skip
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    results = main([str(path)])
+    assert len(results["trials"]) == 2
+    assert all(0.5 <= trial["params"]["weight_topic"] <= 2 for trial in results["trials"])
+    assert all(math.isfinite(value) for trial in results["trials"] for value in trial["metrics"].values())
+    assert "2 trials; best by tasks:" in capsys.readouterr().out
+    assert (tmp_path / "out" / "pareto-topic-valence.png").is_file()
