@@ -1,6 +1,7 @@
 """Settings of training: those of `TrainingArguments`, and what several tasks add to them."""
 
 import logging
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,6 +9,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 
+from mtl.averaging import AverageSetting
 from mtl.metrics import LOWER_IS_BETTER
 from mtl.precision import has_fast_bf16
 
@@ -25,6 +27,8 @@ class MTLTrainingArguments(TrainingArguments):
         freeze: What does not learn; a setting of `mtl.freezing`. If not given, the model is taken as it is.
         weighting: How task losses are weighed; a name in `mtl.weighting.WEIGHTINGS`.
         head_learning_rate: Learning rate of the heads and of learned task weights; `learning_rate` if not given.
+        average_weights: What is evaluated and saved instead of the weights of a single step: an average of
+            `mtl.averaging`, `ema:<decay>` or `last:<fraction of training>`. Training goes on with the raw weights.
         early_stopping_patience: Number of evaluations without a better score after which training stops.
         hub_strategy: `"end"`: with `push_to_hub` one push at the end, with card and report.
         metric_for_best_model: As in `TrainingArguments`; where a best model is to be found, by default `score`, the
@@ -42,6 +46,10 @@ class MTLTrainingArguments(TrainingArguments):
     weighting: str = field(default="fixed", metadata={"help": "How task losses are weighed: fixed | uncertainty."})
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the heads; learning_rate if not given."}
+    )
+    average_weights: str | None = field(
+        default=None,
+        metadata={"help": "Evaluate and save an average of the weights: ema:<decay> | last:<fraction of training>."},
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without a better score after which training stops."}
@@ -82,6 +90,9 @@ class MTLTrainingArguments(TrainingArguments):
             raise ValueError(
                 "eval_do_concat_batches=False is not supported: metrics are computed over all rows. Leave it at True."
             )
+        if self.average_weights is not None:
+            AverageSetting.parse(self.average_weights)
+        self._refuse_sharding()
         strategy = HubStrategy(self.hub_strategy)
         if strategy != HubStrategy.END:
             raise ValueError(
@@ -92,6 +103,17 @@ class MTLTrainingArguments(TrainingArguments):
             raise ValueError(
                 "resume_from_checkpoint needs the optimizer's state, which save_only_model leaves out. Set one."
             )
+
+    def _refuse_sharding(self) -> None:
+        launched = [os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED")]
+        if not (self.fsdp or self.deepspeed or any(launched)):
+            return
+        for name in ("average_weights",):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} does not go with FSDP or DeepSpeed, whose ranks hold parts of the weights. Leave it out, "
+                    "or train with the whole model on each rank (`torchrun`, without `fsdp` and `deepspeed`)."
+                )
 
     def _choose_metric(self) -> None:
         # Given in any case, the Trainer would look for it at every evaluation, whatever the evaluation measures.

@@ -51,6 +51,7 @@ def checkpoint_fault(folder: Path) -> str | None:
         if index is None or "weight_map" not in index:
             return f"{SAFE_WEIGHTS_INDEX_NAME} is cut off"
         files = sorted(set(index["weight_map"].values()))
+    files += sorted({path.name for path in folder.glob("*.safetensors")} - set(files))
     cut = [name for name in files if not is_whole_safetensors(folder / name)]
     return f"{', '.join(cut)} is missing or cut off" if cut else None
 
@@ -84,7 +85,7 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
     pairs = [] if saved is None else [(_meaning(saved), _meaning(config.to_dict()))]
     settings, now = _read_json(Path(checkpoint) / TRAINING_ARGS_JSON), json.loads(args.to_json_string())
     if settings is not None:
-        keys = ("freeze", "weighting", "optim")
+        keys = ("freeze", "weighting", "optim", "average_weights")
         pairs.append(({key: settings.get(key) for key in keys}, {key: now.get(key) for key in keys}))
         for key in ("learning_rate", "head_learning_rate"):
             if settings.get(key) != now.get(key):

@@ -24,6 +24,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel, valid_labels
 from mtl.arguments import MTLTrainingArguments
+from mtl.averaging import AveragingCallback
 from mtl.checkpoints import TRAINING_ARGS_JSON, check_same_run, last_complete_checkpoint
 from mtl.collation import MTLCollator
 from mtl.data import label_column
@@ -75,7 +76,9 @@ class MTLTrainer(Trainer):
         self.freezing = apply_freezing(model, args.freeze)
         self.weighting = make_weighting(args.weighting, self.tasks).to(args.device)
         tokenizer = kwargs.setdefault("processing_class", model.tokenizer)
-        callbacks = [*(callbacks or []), _LearnedWeightsCallback(self)]
+        self.averaging = AveragingCallback(args.average_weights)
+        # It comes before the caller's, which are to find the averaged weights when training ends.
+        callbacks = [self.averaging, *(callbacks or []), _LearnedWeightsCallback(self)]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
         super().__init__(
@@ -160,9 +163,14 @@ class MTLTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Refuses a prefix that would hide a task's name; see `Trainer.evaluation_loop`."""
+        """Measures the averaged weights, once there are any; refuses a prefix that would hide a task's name.
+
+        See `Trainer.evaluation_loop`.
+        """
         _check_prefix(self.tasks, metric_key_prefix)
-        return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        arguments = (dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        with self.averaging.averaged(self.model):
+            return super().evaluation_loop(*arguments)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Gives heads and learned task weights their own learning rate; see `Trainer.create_optimizer`."""
@@ -195,6 +203,8 @@ class MTLTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.weighting.state_dict():
             self.weighting.load_state_dict(load_file(os.path.join(checkpoint, WEIGHTING_NAME)))
+        if checkpoint is not None:
+            self.averaging.load(checkpoint, self.args.device)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -203,6 +213,7 @@ class MTLTrainer(Trainer):
             # The base class pickles the settings; a shared folder is to hold nothing that runs when it is read.
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             (folder / TRAINING_ARGS_JSON).write_text(self.args.to_json_string() + "\n")
+            self.averaging.save(folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Keeps the card that was saved with the model, where the base class would write over it."""
