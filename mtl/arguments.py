@@ -27,6 +27,8 @@ class MTLTrainingArguments(TrainingArguments):
         freeze: What does not learn; a setting of `mtl.freezing`. If not given, the model is taken as it is.
         weighting: How task losses are weighed; a name in `mtl.weighting.WEIGHTINGS`.
         head_learning_rate: Learning rate of the heads and of learned task weights; `learning_rate` if not given.
+        layer_decay: Factor, above 0 and at most 1, on the learning rate from each layer of the encoder to the one
+            below it; the highest has `learning_rate`. All layers have that rate if not given.
         average_weights: What is evaluated and saved instead of the weights of a single step: an average of
             `mtl.averaging`, `ema:<decay>` or `last:<fraction of training>`. Training goes on with the raw weights.
         early_stopping_patience: Number of evaluations without a better score after which training stops.
@@ -46,6 +48,9 @@ class MTLTrainingArguments(TrainingArguments):
     weighting: str = field(default="fixed", metadata={"help": "How task losses are weighed: fixed | uncertainty."})
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the heads; learning_rate if not given."}
+    )
+    layer_decay: float | None = field(
+        default=None, metadata={"help": "Factor on the learning rate from each layer of the encoder to the one below."}
     )
     average_weights: str | None = field(
         default=None,
@@ -90,6 +95,8 @@ class MTLTrainingArguments(TrainingArguments):
             raise ValueError(
                 "eval_do_concat_batches=False is not supported: metrics are computed over all rows. Leave it at True."
             )
+        if self.layer_decay is not None and not 0.0 < self.layer_decay <= 1.0:
+            raise ValueError(f"layer_decay must be above 0 and at most 1, found {self.layer_decay}.")
         if self.average_weights is not None:
             AverageSetting.parse(self.average_weights)
         self._refuse_sharding()

@@ -96,18 +96,34 @@ def _frozen_modules(model: MTLModel, setting: str) -> tuple[str, ...]:
 
 
 def _lower_modules(backbone: PreTrainedModel, count: int, setting: str) -> tuple[str, ...]:
-    found = [
-        (name, module)
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == backbone.config.num_hidden_layers
-    ]
-    if not found:
-        raise ValueError(
-            f"freeze={setting!r}: backbone {type(backbone).__name__} has no list of "
-            f"{backbone.config.num_hidden_layers} layers (its layers may share weights). Use 'backbone' or 'none'."
-        )
-    layers_name, layers = found[0]
+    name, layers = find_layers(backbone, f"freeze={setting!r}", "Use 'backbone' or 'none'.")
     if count > len(layers):
         raise ValueError(f"freeze={setting!r}: backbone {type(backbone).__name__} has only {len(layers)} layers.")
-    below = [name for name, _ in backbone.named_children() if name in _BELOW_THE_LAYERS]
-    return tuple(f"backbone.{name}" for name in [*below, *(f"{layers_name}.{index}" for index in range(count))])
+    below = below_the_layers(backbone)
+    return tuple(f"backbone.{lower}" for lower in [*below, *(f"{name}.{index}" for index in range(count))])
+
+
+def find_layers(backbone: PreTrainedModel, setting: str, fix: str) -> tuple[str, nn.ModuleList]:
+    """Returns the name and the list of an encoder's layers, lowest first.
+
+    Args:
+        backbone: The encoder.
+        setting: What asks for them, for the message.
+        fix: What to do without them, for the message.
+
+    Raises:
+        ValueError: If the encoder has no list of layers with weights of their own.
+    """
+    count = backbone.config.num_hidden_layers
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    raise ValueError(
+        f"{setting}: backbone {type(backbone).__name__} has no list of {count} layers (its layers may share weights). "
+        f"{fix}"
+    )
+
+
+def below_the_layers(backbone: PreTrainedModel) -> list[str]:
+    """Returns the names of an encoder's modules between the token ids and its lowest layer."""
+    return [name for name, _ in backbone.named_children() if name in _BELOW_THE_LAYERS]

@@ -30,7 +30,7 @@ from mtl.collation import MTLCollator
 from mtl.data import label_column
 from mtl.evaluation import EvaluationMetrics
 from mtl.freezing import apply_freezing
-from mtl.optimization import set_learning_rates
+from mtl.optimization import head_rate, learning_rates, set_learning_rates
 from mtl.task_losses import TaskLossMeans
 from mtl.weighting import make_weighting
 
@@ -173,11 +173,12 @@ class MTLTrainer(Trainer):
             return super().evaluation_loop(*arguments)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Gives heads and learned task weights their own learning rate; see `Trainer.create_optimizer`."""
+        """Gives heads, learned task weights and layers their own learning rates; see `Trainer.create_optimizer`."""
         if self.optimizer is not None:
             return self.optimizer
         optimizer = super().create_optimizer(model)
-        set_learning_rates(optimizer, model or self.model, self.weighting.parameters(), self.args)
+        rates, learned = learning_rates(self.model, self.args), self.weighting.parameters()
+        set_learning_rates(optimizer, model or self.model, rates, learned, head_rate(self.args))
         return optimizer
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -243,11 +244,14 @@ def _check_arguments(model: MTLModel, args: MTLTrainingArguments, others: dict[s
         )
     if others.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func would have no effect: the tasks' losses are weighed by `weighting`.")
+    learning_rates(model, args)  # Refuses a `layer_decay` for which the encoder has no layers.
     has_optimizer = others.get("optimizers", (None, None))[0] is not None
-    if has_optimizer and (args.head_learning_rate is not None or args.weighting != "fixed"):
+    own_rates = args.head_learning_rate is not None or args.layer_decay is not None
+    if has_optimizer and (own_rates or args.weighting != "fixed"):
         raise ValueError(
-            f"An optimizer is given, so head_learning_rate={args.head_learning_rate} and weighting={args.weighting!r} "
-            "would have no effect. Leave them at their defaults, or give no optimizer."
+            f"An optimizer is given, so head_learning_rate={args.head_learning_rate}, layer_decay={args.layer_decay} "
+            f"and weighting={args.weighting!r} would have no effect. Leave them at their defaults, or give no "
+            "optimizer."
         )
 
 
