@@ -8,6 +8,7 @@
 | `heads:a,b`           | the heads of tasks a and b                 | the encoder and the other heads |
 | `heads_except:a`      | every head but that of task a              | the encoder and that head       |
 | `lower_layers:N`      | the embeddings and the N lowest layers     | the upper layers and every head |
+| `<one>+<another>`     | what either freezes                        | the rest                        |
 """
 
 import logging
@@ -61,7 +62,7 @@ def apply_freezing(model: MTLModel, setting: str | None) -> Freezing:
             there are.
     """
     if setting is not None:
-        modules = _frozen_modules(model, setting)
+        modules = frozen_modules(model, setting)
         model.requires_grad_(True)
         for name in modules:
             model.get_submodule(name).requires_grad_(False)
@@ -74,8 +75,18 @@ def apply_freezing(model: MTLModel, setting: str | None) -> Freezing:
     return freezing
 
 
-def _frozen_modules(model: MTLModel, setting: str) -> tuple[str, ...]:
-    kind, _, argument = setting.partition(":")
+def frozen_modules(model: MTLModel, setting: str) -> tuple[str, ...]:
+    """Returns the names of the modules that a setting freezes.
+
+    Raises:
+        ValueError: See [`apply_freezing`].
+    """
+    names = [name for part in setting.split("+") for name in _frozen_modules(model, part.strip(), setting)]
+    return tuple(dict.fromkeys(names))
+
+
+def _frozen_modules(model: MTLModel, part: str, setting: str) -> tuple[str, ...]:
+    kind, _, argument = part.partition(":")
     heads = list(model.heads)
     whole = {"none": (), "all": ("backbone", *(f"heads.{name}" for name in heads)), "backbone": ("backbone",)}
     if kind in whole and not argument:
@@ -91,7 +102,7 @@ def _frozen_modules(model: MTLModel, setting: str) -> tuple[str, ...]:
         return _lower_modules(model.backbone, int(argument), setting)
     raise ValueError(
         f"freeze={setting!r} is not a setting. Use one of 'none', 'all', 'backbone', 'heads:<task>,...', "
-        "'heads_except:<task>', 'lower_layers:<N>'."
+        "'heads_except:<task>', 'lower_layers:<N>', or several joined by '+'."
     )
 
 

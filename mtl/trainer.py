@@ -29,7 +29,7 @@ from mtl.checkpoints import TRAINING_ARGS_JSON, check_same_run, last_complete_ch
 from mtl.collation import MTLCollator
 from mtl.data import label_column
 from mtl.evaluation import EvaluationMetrics
-from mtl.freezing import apply_freezing
+from mtl.freeze_schedule import begin_freezing
 from mtl.optimization import head_rate, learning_rates, set_learning_rates
 from mtl.task_losses import TaskLossMeans
 from mtl.weighting import make_weighting
@@ -73,12 +73,12 @@ class MTLTrainer(Trainer):
     ) -> None:
         _check_arguments(model, args, kwargs)
         self.tasks = tuple(model.config.tasks)
-        self.freezing = apply_freezing(model, args.freeze)
+        self.freezing, self._schedule = begin_freezing(model, args.freeze, args.freeze_schedule)
         self.weighting = make_weighting(args.weighting, self.tasks).to(args.device)
         tokenizer = kwargs.setdefault("processing_class", model.tokenizer)
         self.averaging = AveragingCallback(args.average_weights)
-        # It comes before the caller's, which are to find the averaged weights when training ends.
-        callbacks = [self.averaging, *(callbacks or []), _LearnedWeightsCallback(self)]
+        # They come before the caller's, which are to find the averaged weights when training ends.
+        callbacks = [self.averaging, self._schedule, *(callbacks or []), _LearnedWeightsCallback(self)]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
         super().__init__(
@@ -176,6 +176,7 @@ class MTLTrainer(Trainer):
         """Gives heads, learned task weights and layers their own learning rates; see `Trainer.create_optimizer`."""
         if self.optimizer is not None:
             return self.optimizer
+        self._schedule.prepare(self.model)
         optimizer = super().create_optimizer(model)
         rates, learned = learning_rates(self.model, self.args), self.weighting.parameters()
         set_learning_rates(optimizer, model or self.model, rates, learned, head_rate(self.args))

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,10 +15,19 @@ ROOT = Path(__file__).parent.parent
 WORKER = str(Path(__file__).parent / "distributed_worker.py")
 
 
-def _run(folder: Path, command: list[str], batch_size: int) -> None:
+# Every transition of a schedule falls between two of the five steps, which end at epochs 1/6, 2/6 ... 5/6.
+TRANSFER = {
+    "freeze_schedule": {"0": "backbone", "0.25": "lower_layers:1", "0.5": "none", "0.75": "heads:topic"},
+    "layer_decay": 0.5,
+    "average_weights": "ema:0.5",
+    "weight_decay": 5.0,  # So much that a decay of what is frozen would show.
+}
+
+
+def _run(folder: Path, command: list[str], batch_size: int, settings: dict[str, Any]) -> None:
     folder.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    arguments = ["--folder", str(folder), "--batch-size", str(batch_size)]
+    arguments = ["--folder", str(folder), "--batch-size", str(batch_size), "--settings", json.dumps(settings)]
     done = subprocess.run(
         [*command, WORKER, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -25,10 +35,11 @@ def _run(folder: Path, command: list[str], batch_size: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_equal_one_process(tmp_path: Path) -> None:
-    _run(tmp_path / "one", [sys.executable], batch_size=8)
+@pytest.mark.parametrize("settings", [{}, TRANSFER], ids=["plain", "transfer"])
+def test_two_ranks_equal_one_process(settings: dict[str, Any], tmp_path: Path) -> None:
+    _run(tmp_path / "one", [sys.executable], 8, settings)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    _run(tmp_path / "two", torchrun, batch_size=4)
+    _run(tmp_path / "two", torchrun, 4, settings)
     one, two = (json.loads((tmp_path / name / "log.json").read_text()) for name in ("one", "two"))
     assert (one["world_size"], two["world_size"]) == (1, 2)
     for name in ("weights.safetensors", "weighting.safetensors"):
