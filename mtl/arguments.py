@@ -10,6 +10,7 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 
+from mtl.adapters import adapter_config
 from mtl.averaging import AverageSetting
 from mtl.freeze_schedule import FreezeSchedule
 from mtl.metrics import LOWER_IS_BETTER
@@ -37,6 +38,9 @@ class MTLTrainingArguments(TrainingArguments):
         freeze: What does not learn; a setting of `mtl.freezing`. If not given, the model is taken as it is.
         freeze_schedule: What does not learn, and from which epoch on: a mapping from epochs, which may be fractions,
             to settings of `freeze`, in whose place it stands; see `mtl.freeze_schedule`.
+        peft: An adapter that learns in the encoder's place: `peft_type` and the settings of that configuration in the
+            package `peft`, such as `{"peft_type": "LORA", "r": 8}`; see `mtl.adapters`. It is merged at the end.
+        save_adapter: Whether the adapter is also saved alone, before it is merged, in the folder `adapter`.
         weighting: How task losses are weighed; a name in `mtl.weighting.WEIGHTINGS`.
         head_learning_rate: Learning rate of the heads and of learned task weights; `learning_rate` if not given.
         layer_decay: Factor, above 0 and at most 1, on the learning rate from each layer of the encoder to the one
@@ -63,6 +67,10 @@ class MTLTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": 'Settings of freeze, each with the epoch it holds from: {"0": "backbone", "2": "none"}.'},
     )
+    peft: JsonObject | None = field(
+        default=None, metadata={"help": 'An adapter of the package peft: {"peft_type": "LORA", "r": 8, ...}.'}
+    )
+    save_adapter: bool = field(default=False, metadata={"help": "Save the adapter alone, too, in the folder adapter."})
     weighting: str = field(default="fixed", metadata={"help": "How task losses are weighed: fixed | uncertainty."})
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the heads; learning_rate if not given."}
@@ -138,13 +146,24 @@ class MTLTrainingArguments(TrainingArguments):
                     "epoch 0 on what is frozen."
                 )
             self.freeze_schedule = JsonObject(FreezeSchedule.parse(self.freeze_schedule).to_dict())
+        if self.peft is not None:
+            adapter_config(self.peft)
+            self._check_freeze_with_adapter()
         self._refuse_sharding()
+
+    def _check_freeze_with_adapter(self) -> None:
+        parts = [] if self.freeze is None else self.freeze.split("+")
+        if self.freeze_schedule is not None or not all(part.strip().startswith("heads") for part in parts):
+            raise ValueError(
+                f"peft is given, and freeze={self.freeze!r}, freeze_schedule={self.freeze_schedule}: the encoder is "
+                "frozen but for its adapter. Leave freeze out, or let it name heads only, such as 'heads:<task>'."
+            )
 
     def _refuse_sharding(self) -> None:
         launched = [os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED")]
         if not (self.fsdp or self.deepspeed or any(launched)):
             return
-        for name in ("average_weights", "freeze_schedule"):
+        for name in ("average_weights", "freeze_schedule", "peft"):
             if getattr(self, name) is not None:
                 raise ValueError(
                     f"{name} does not go with FSDP or DeepSpeed, whose ranks hold parts of the weights. Leave it out, "

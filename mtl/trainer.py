@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import (
     EarlyStoppingCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -23,6 +22,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel, valid_labels
+from mtl.adapter_training import AdapterTrainer
 from mtl.arguments import MTLTrainingArguments
 from mtl.averaging import AveragingCallback
 from mtl.checkpoints import TRAINING_ARGS_JSON, check_same_run, last_complete_checkpoint
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 WEIGHTING_NAME = "weighting.safetensors"
 
 
-class MTLTrainer(Trainer):
+class MTLTrainer(AdapterTrainer):
     """Trains an [`MTLModel`] on rows that carry labels for some or all of its tasks.
 
     The loss of a task is the sum over its valid labels divided by their count in the whole optimizer step, over all

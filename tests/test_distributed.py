@@ -23,6 +23,8 @@ TRANSFER = {
     "weight_decay": 5.0,  # So much that a decay of what is frozen would show.
 }
 
+ADAPTER = {"peft": {"peft_type": "LORA", "r": 2}, "average_weights": "last:0.6"}
+
 
 def _run(folder: Path, command: list[str], batch_size: int, settings: dict[str, Any]) -> None:
     folder.mkdir()
@@ -35,7 +37,7 @@ def _run(folder: Path, command: list[str], batch_size: int, settings: dict[str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("settings", [{}, TRANSFER], ids=["plain", "transfer"])
+@pytest.mark.parametrize("settings", [{}, TRANSFER, ADAPTER], ids=["plain", "transfer", "adapter"])
 def test_two_ranks_equal_one_process(settings: dict[str, Any], tmp_path: Path) -> None:
     _run(tmp_path / "one", [sys.executable], 8, settings)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
