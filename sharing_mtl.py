@@ -87,7 +87,11 @@ class SharingMixin(PreTrainedModel):
         or is interrupted while it writes leaves an earlier one as it was. Arguments as in
         `PreTrainedModel.save_pretrained`, where `save_original_format` is False by default: weights bear the names
         that they have in the model, which is how the Trainer reads its checkpoints.
+
+        Raises:
+            ValueError: If there is an adapter in the encoder that is not merged.
         """
+        _refuse_adapter(self)
         kwargs.setdefault("save_original_format", False)
         target = Path(save_directory)
         if not is_main_process:
@@ -167,6 +171,14 @@ class SharingMixin(PreTrainedModel):
             'model = AutoModel.from_pretrained("<this repository>", trust_remote_code=True)\n'
             'model.encode(["A sentence."])\nmodel.predict(["A sentence."])\n```\n',
             ignore_metadata_errors=False,
+        )
+
+
+def _refuse_adapter(model: PreTrainedModel) -> None:
+    if any(name.endswith(".base_layer") for name, _ in model.named_modules()):
+        raise ValueError(
+            "There is an adapter in the encoder, under whose names no loader would find the weights. Merge it first "
+            "(`mtl.adapters.merge_adapter(model)`), or save it alone (`mtl.adapters.save_adapter(model, folder)`)."
         )
 
 

@@ -108,7 +108,9 @@ def finish(run: Run, argv: Sequence[str]) -> dict[str, Any]:
         for name in (CARD, REPORT):  # Those of an earlier run would speak of another model.
             (run.output_dir / name).unlink(missing_ok=True)
     run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
-    results = measure(run, is_resumed=bool(args.resume_from_checkpoint))
+    # The log of a resumed run may hold evaluations of an earlier process, on other data; that of a run with an adapter
+    # those of the model before the adapter was merged.
+    results = measure(run, from_log=not args.resume_from_checkpoint and args.peft is None)
     report = build_report(
         args,
         tasks=run.tasks,
@@ -251,15 +253,12 @@ def search_settings(run: Run) -> dict[str, Any]:
     return results
 
 
-def measure(run: Run, *, is_resumed: bool) -> list[EvaluationResult]:
-    """Returns the results on validation, unless training has measured this very model already, and on test.
-
-    The log of a resumed run may hold evaluations of an earlier process, on other data.
-    """
+def measure(run: Run, *, from_log: bool) -> list[EvaluationResult]:
+    """Returns the results on validation, from the log if that may have measured this very model, and on test."""
     results = []
     if "validation" in run.splits:
         arguments = (run.trainer, run.splits["validation"], "validation", run.tasks)
-        known = None if is_resumed else evaluation_of_final_model(*arguments)
+        known = evaluation_of_final_model(*arguments) if from_log else None
         results.append(known or evaluate_split(*arguments))
     if "test" in run.splits:
         results.append(evaluate_split(run.trainer, run.splits["test"], "test", run.tasks))

@@ -1,6 +1,8 @@
 """Settings of training: those of `TrainingArguments`, and what several tasks add to them."""
 
+import json
 import logging
+import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -8,10 +10,21 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 
+from mtl.adapters import adapter_config
+from mtl.averaging import AverageSetting
+from mtl.freeze_schedule import FreezeSchedule
 from mtl.metrics import LOWER_IS_BETTER
 from mtl.precision import has_fast_bf16
 
 logger = logging.getLogger(__name__)
+
+
+class JsonObject(dict):
+    """A dict that argparse can read: given a string, it parses it as JSON."""
+
+    def __init__(self, value: Any = ()) -> None:
+        super().__init__(json.loads(value) if isinstance(value, str) else value)
+
 
 _WATCH_A_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
@@ -23,10 +36,19 @@ class MTLTrainingArguments(TrainingArguments):
     Args:
         precision: `"auto"` trains in bf16 autocast where the processor has it, else in fp32; or `"bf16"`, `"fp32"`.
         freeze: What does not learn; a setting of `mtl.freezing`. If not given, the model is taken as it is.
+        freeze_schedule: What does not learn, and from which epoch on: a mapping from epochs, which may be fractions,
+            to settings of `freeze`, in whose place it stands; see `mtl.freeze_schedule`.
+        peft: An adapter that learns in the encoder's place: `peft_type` and the settings of that configuration in the
+            package `peft`, such as `{"peft_type": "LORA", "r": 8}`; see `mtl.adapters`. It is merged at the end.
+        save_adapter: Whether the adapter is also saved alone, before it is merged, in the folder `adapter`.
         weighting: How task losses are weighed; a name in `mtl.weighting.WEIGHTINGS`.
         head_learning_rate: Learning rate of the heads and of learned task weights; `learning_rate` if not given.
         cache_embeddings: Whether the embeddings of all rows are computed once, and heads train from them: `"auto"`
             does so when the whole encoder is frozen; `"true"` is an error where that cannot be; `"false"` never.
+        layer_decay: Factor, above 0 and at most 1, on the learning rate from each layer of the encoder to the one
+            below it; the highest has `learning_rate`. All layers have that rate if not given.
+        average_weights: What is evaluated and saved instead of the weights of a single step: an average of
+            `mtl.averaging`, `ema:<decay>` or `last:<fraction of training>`. Training goes on with the raw weights.
         early_stopping_patience: Number of evaluations without a better score after which training stops.
         hub_strategy: `"end"`: with `push_to_hub` one push at the end, with card and report.
         metric_for_best_model: As in `TrainingArguments`; where a best model is to be found, by default `score`, the
@@ -39,14 +61,31 @@ class MTLTrainingArguments(TrainingArguments):
     precision: str = field(default="auto", metadata={"help": "auto | bf16 | fp32."})
     freeze: str | None = field(
         default=None,
-        metadata={"help": "none | all | backbone | heads:<task>,... | heads_except:<task> | lower_layers:<N>."},
+        metadata={
+            "help": "none | all | backbone | heads:<task>,... | heads_except:<task> | lower_layers:<N>; several by +."
+        },
     )
+    freeze_schedule: JsonObject | None = field(
+        default=None,
+        metadata={"help": 'Settings of freeze, each with the epoch it holds from: {"0": "backbone", "2": "none"}.'},
+    )
+    peft: JsonObject | None = field(
+        default=None, metadata={"help": 'An adapter of the package peft: {"peft_type": "LORA", "r": 8, ...}.'}
+    )
+    save_adapter: bool = field(default=False, metadata={"help": "Save the adapter alone, too, in the folder adapter."})
     weighting: str = field(default="fixed", metadata={"help": "How task losses are weighed: fixed | uncertainty."})
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the heads; learning_rate if not given."}
     )
     cache_embeddings: Literal["auto", "true", "false"] = field(
         default="auto", metadata={"help": "Compute the embeddings of a frozen encoder once: auto | true | false."}
+    )
+    layer_decay: float | None = field(
+        default=None, metadata={"help": "Factor on the learning rate from each layer of the encoder to the one below."}
+    )
+    average_weights: str | None = field(
+        default=None,
+        metadata={"help": "Evaluate and save an average of the weights: ema:<decay> | last:<fraction of training>."},
     )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without a better score after which training stops."}
@@ -77,6 +116,7 @@ class MTLTrainingArguments(TrainingArguments):
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
         self._choose_metric()
         super().__post_init__()
+        self._check_ranks()
         if self.lr_scheduler_type in _WATCH_A_METRIC:
             given: Any = self.lr_scheduler_kwargs or {}  # Parsed by now.
             self.lr_scheduler_kwargs = {"mode": "max" if self.greater_is_better else "min", **given}
@@ -91,6 +131,7 @@ class MTLTrainingArguments(TrainingArguments):
             raise ValueError(
                 "eval_do_concat_batches=False is not supported: metrics are computed over all rows. Leave it at True."
             )
+        self._check_transfer()
         strategy = HubStrategy(self.hub_strategy)
         if strategy != HubStrategy.END:
             raise ValueError(
@@ -100,6 +141,53 @@ class MTLTrainingArguments(TrainingArguments):
         if self.save_only_model and self.resume_from_checkpoint:
             raise ValueError(
                 "resume_from_checkpoint needs the optimizer's state, which save_only_model leaves out. Set one."
+            )
+
+    def _check_transfer(self) -> None:
+        if self.layer_decay is not None and not 0.0 < self.layer_decay <= 1.0:
+            raise ValueError(f"layer_decay must be above 0 and at most 1, found {self.layer_decay}.")
+        if self.average_weights is not None:
+            AverageSetting.parse(self.average_weights)
+        if self.freeze_schedule is not None:
+            if self.freeze is not None:
+                raise ValueError(
+                    f"freeze={self.freeze!r} and freeze_schedule are both given. Leave one out: a schedule says from "
+                    "epoch 0 on what is frozen."
+                )
+            self.freeze_schedule = JsonObject(FreezeSchedule.parse(self.freeze_schedule).to_dict())
+        if self.peft is not None:
+            adapter_config(self.peft)
+            self._check_freeze_with_adapter()
+        self._refuse_sharding()
+
+    def _check_freeze_with_adapter(self) -> None:
+        parts = [] if self.freeze is None else self.freeze.split("+")
+        if self.freeze_schedule is not None or not all(part.strip().startswith("heads") for part in parts):
+            raise ValueError(
+                f"peft is given, and freeze={self.freeze!r}, freeze_schedule={self.freeze_schedule}: the encoder is "
+                "frozen but for its adapter. Leave freeze out, or let it name heads only, such as 'heads:<task>'."
+            )
+
+    def _refuse_sharding(self) -> None:
+        launched = [os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true" for name in ("FSDP", "DEEPSPEED")]
+        if not (self.fsdp or self.deepspeed or any(launched)):
+            return
+        for name in ("average_weights", "freeze_schedule", "peft"):
+            if getattr(self, name) is not None:
+                raise ValueError(
+                    f"{name} does not go with FSDP or DeepSpeed, whose ranks hold parts of the weights. Leave it out, "
+                    "or train with the whole model on each rank (`torchrun`, without `fsdp` and `deepspeed`)."
+                )
+
+    def _check_ranks(self) -> None:
+        # What is frozen has no gradient, which DistributedDataParallel takes only if it looks for it.
+        does_not_look = (
+            self.ddp_find_unused_parameters is False or self.ddp_static_graph or self.activation_checkpointing
+        )
+        if self.freeze_schedule is not None and self.world_size > 1 and does_not_look:
+            raise ValueError(
+                "freeze_schedule over several processes does not go with ddp_find_unused_parameters=False, "
+                "ddp_static_graph or activation (gradient) checkpointing. Leave these out, or use `freeze`."
             )
 
     def _choose_metric(self) -> None:

@@ -10,9 +10,16 @@ from pathlib import Path
 from typing import Any
 
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
-from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
+from transformers.utils import (
+    ADAPTER_CONFIG_NAME,
+    ADAPTER_SAFE_WEIGHTS_NAME,
+    CONFIG_NAME,
+    SAFE_WEIGHTS_INDEX_NAME,
+    SAFE_WEIGHTS_NAME,
+)
 
 from configuration_mtl import MTLConfig
+from mtl.adapters import HEADS_NAME
 from mtl.arguments import MTLTrainingArguments
 
 logger = logging.getLogger(__name__)
@@ -45,12 +52,14 @@ def checkpoint_fault(folder: Path) -> str | None:
     for name in (OPTIMIZER_NAME, SCHEDULER_NAME):
         if not zipfile.is_zipfile(folder / name):  # What torch writes.
             return f"{name} is missing or cut off, so training cannot go on from it"
-    files = [SAFE_WEIGHTS_NAME]
+    has_adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
+    files = [ADAPTER_SAFE_WEIGHTS_NAME, HEADS_NAME] if has_adapter else [SAFE_WEIGHTS_NAME]
     if (folder / SAFE_WEIGHTS_INDEX_NAME).is_file():
         index = _read_json(folder / SAFE_WEIGHTS_INDEX_NAME)
         if index is None or "weight_map" not in index:
             return f"{SAFE_WEIGHTS_INDEX_NAME} is cut off"
         files = sorted(set(index["weight_map"].values()))
+    files += sorted({path.name for path in folder.glob("*.safetensors")} - set(files))
     cut = [name for name in files if not is_whole_safetensors(folder / name)]
     return f"{', '.join(cut)} is missing or cut off" if cut else None
 
@@ -84,7 +93,7 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
     pairs = [] if saved is None else [(_meaning(saved), _meaning(config.to_dict()))]
     settings, now = _read_json(Path(checkpoint) / TRAINING_ARGS_JSON), json.loads(args.to_json_string())
     if settings is not None:
-        keys = ("freeze", "weighting", "optim")
+        keys = ("freeze", "freeze_schedule", "peft", "weighting", "optim", "average_weights", "layer_decay")
         pairs.append(({key: settings.get(key) for key in keys}, {key: now.get(key) for key in keys}))
         for key in ("learning_rate", "head_learning_rate"):
             if settings.get(key) != now.get(key):

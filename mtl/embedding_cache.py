@@ -51,7 +51,8 @@ def obstacle(model: MTLModel, args: MTLTrainingArguments, collator: Any) -> str 
         "a task without a head compares texts, which needs their tokens": not all(
             task.has_head for task in model.config.tasks
         ),
-        "`freeze_schedule` lets the encoder learn later": bool(getattr(args, "freeze_schedule", None)),
+        "`freeze_schedule` lets the encoder learn later": args.freeze_schedule is not None,
+        "an adapter learns in the encoder (`peft`)": args.peft is not None,
         "a data collator other than MTLCollator may make other inputs": type(collator) is not MTLCollator,
         "evaluation in another precision (bf16_full_eval, fp16_full_eval) gives other embeddings": full_eval,
         "include_num_input_tokens_seen counts tokens": str(args.include_num_input_tokens_seen) not in ("no", "False"),

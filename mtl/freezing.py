@@ -8,6 +8,7 @@
 | `heads:a,b`           | the heads of tasks a and b                 | the encoder and the other heads |
 | `heads_except:a`      | every head but that of task a              | the encoder and that head       |
 | `lower_layers:N`      | the embeddings and the N lowest layers     | the upper layers and every head |
+| `<one>+<another>`     | what either freezes                        | the rest                        |
 """
 
 import logging
@@ -61,7 +62,7 @@ def apply_freezing(model: MTLModel, setting: str | None) -> Freezing:
             there are.
     """
     if setting is not None:
-        modules = _frozen_modules(model, setting)
+        modules = frozen_modules(model, setting)
         model.requires_grad_(True)
         for name in modules:
             model.get_submodule(name).requires_grad_(False)
@@ -74,8 +75,18 @@ def apply_freezing(model: MTLModel, setting: str | None) -> Freezing:
     return freezing
 
 
-def _frozen_modules(model: MTLModel, setting: str) -> tuple[str, ...]:
-    kind, _, argument = setting.partition(":")
+def frozen_modules(model: MTLModel, setting: str) -> tuple[str, ...]:
+    """Returns the names of the modules that a setting freezes.
+
+    Raises:
+        ValueError: See [`apply_freezing`].
+    """
+    names = [name for part in setting.split("+") for name in _frozen_modules(model, part.strip(), setting)]
+    return tuple(dict.fromkeys(names))
+
+
+def _frozen_modules(model: MTLModel, part: str, setting: str) -> tuple[str, ...]:
+    kind, _, argument = part.partition(":")
     heads = list(model.heads)
     whole = {"none": (), "all": ("backbone", *(f"heads.{name}" for name in heads)), "backbone": ("backbone",)}
     if kind in whole and not argument:
@@ -91,23 +102,39 @@ def _frozen_modules(model: MTLModel, setting: str) -> tuple[str, ...]:
         return _lower_modules(model.backbone, int(argument), setting)
     raise ValueError(
         f"freeze={setting!r} is not a setting. Use one of 'none', 'all', 'backbone', 'heads:<task>,...', "
-        "'heads_except:<task>', 'lower_layers:<N>'."
+        "'heads_except:<task>', 'lower_layers:<N>', or several joined by '+'."
     )
 
 
 def _lower_modules(backbone: PreTrainedModel, count: int, setting: str) -> tuple[str, ...]:
-    found = [
-        (name, module)
-        for name, module in backbone.named_modules()
-        if isinstance(module, nn.ModuleList) and len(module) == backbone.config.num_hidden_layers
-    ]
-    if not found:
-        raise ValueError(
-            f"freeze={setting!r}: backbone {type(backbone).__name__} has no list of "
-            f"{backbone.config.num_hidden_layers} layers (its layers may share weights). Use 'backbone' or 'none'."
-        )
-    layers_name, layers = found[0]
+    name, layers = find_layers(backbone, f"freeze={setting!r}", "Use 'backbone' or 'none'.")
     if count > len(layers):
         raise ValueError(f"freeze={setting!r}: backbone {type(backbone).__name__} has only {len(layers)} layers.")
-    below = [name for name, _ in backbone.named_children() if name in _BELOW_THE_LAYERS]
-    return tuple(f"backbone.{name}" for name in [*below, *(f"{layers_name}.{index}" for index in range(count))])
+    below = below_the_layers(backbone)
+    return tuple(f"backbone.{lower}" for lower in [*below, *(f"{name}.{index}" for index in range(count))])
+
+
+def find_layers(backbone: PreTrainedModel, setting: str, fix: str) -> tuple[str, nn.ModuleList]:
+    """Returns the name and the list of an encoder's layers, lowest first.
+
+    Args:
+        backbone: The encoder.
+        setting: What asks for them, for the message.
+        fix: What to do without them, for the message.
+
+    Raises:
+        ValueError: If the encoder has no list of layers with weights of their own.
+    """
+    count = backbone.config.num_hidden_layers
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) == count:
+            return name, module
+    raise ValueError(
+        f"{setting}: backbone {type(backbone).__name__} has no list of {count} layers (its layers may share weights). "
+        f"{fix}"
+    )
+
+
+def below_the_layers(backbone: PreTrainedModel) -> list[str]:
+    """Returns the names of an encoder's modules between the token ids and its lowest layer."""
+    return [name for name, _ in backbone.named_children() if name in _BELOW_THE_LAYERS]

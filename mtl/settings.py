@@ -2,7 +2,6 @@
 
 import argparse
 import difflib
-import json
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
@@ -14,18 +13,11 @@ from transformers import HfArgumentParser
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import DEFAULT_BACKBONE
-from mtl.arguments import MTLTrainingArguments
+from mtl.arguments import JsonObject, MTLTrainingArguments
 
 EMBEDDED_BACKBONE = "embedded"
 EMBEDDED_BACKBONE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_MAX_LENGTH = 128
-
-
-class JsonObject(dict):
-    """A dict that argparse can read: given a string, it parses it as JSON."""
-
-    def __init__(self, value: Any = ()) -> None:
-        super().__init__(json.loads(value) if isinstance(value, str) else value)
 
 
 @dataclass

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import (
     EarlyStoppingCallback,
-    Trainer,
     TrainerCallback,
     TrainerControl,
     TrainerState,
@@ -24,14 +23,16 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel, valid_labels
+from mtl.adapter_training import AdapterTrainer
 from mtl.arguments import MTLTrainingArguments
+from mtl.averaging import AveragingCallback
 from mtl.checkpoints import TRAINING_ARGS_JSON, check_same_run, last_complete_checkpoint
 from mtl.collation import POOLED, MTLCollator, further_columns
 from mtl.data import label_column
 from mtl.embedding_cache import make_embedding_cache, with_lengths
 from mtl.evaluation import EvaluationMetrics
-from mtl.freezing import apply_freezing
-from mtl.optimization import set_learning_rates
+from mtl.freeze_schedule import FreezeScheduleCallback, begin_freezing
+from mtl.optimization import head_rate, learning_rates, set_learning_rates
 from mtl.task_losses import TaskLossMeans
 from mtl.weighting import make_weighting
 
@@ -40,7 +41,7 @@ logger = logging.getLogger(__name__)
 WEIGHTING_NAME = "weighting.safetensors"
 
 
-class MTLTrainer(Trainer):
+class MTLTrainer(AdapterTrainer):
     """Trains an [`MTLModel`] on rows that carry labels for some or all of its tasks.
 
     The loss of a task is the sum over its valid labels divided by their count in the whole optimizer step, over all
@@ -73,9 +74,11 @@ class MTLTrainer(Trainer):
         **kwargs: Any,
     ) -> None:
         _check_arguments(model, args, kwargs)
-        self._adopt(model, args)
+        self._schedule = self._adopt(model, args)
         tokenizer = kwargs.setdefault("processing_class", model.tokenizer)
-        callbacks = [*(callbacks or []), _LearnedWeightsCallback(self)]
+        self.averaging = AveragingCallback(args.average_weights)
+        # They come before the caller's, which are to find the averaged weights when training ends.
+        callbacks = [self.averaging, self._schedule, *(callbacks or []), _LearnedWeightsCallback(self)]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
         super().__init__(
@@ -93,10 +96,11 @@ class MTLTrainer(Trainer):
         )
         logger.info("Training in %s on %s.", args.precision_in_use, args.device)
 
-    def _adopt(self, model: MTLModel, args: MTLTrainingArguments) -> None:
+    def _adopt(self, model: MTLModel, args: MTLTrainingArguments) -> FreezeScheduleCallback:
         self.tasks = tuple(model.config.tasks)
-        self.freezing = apply_freezing(model, args.freeze)
+        self.freezing, schedule = begin_freezing(model, args.freeze, args.freeze_schedule)
         self.weighting = make_weighting(args.weighting, self.tasks).to(args.device)
+        return schedule
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Takes over the tasks, with their weights, of the model of a trial; see `Trainer.call_model_init`."""
@@ -207,16 +211,23 @@ class MTLTrainer(Trainer):
         ignore_keys: list[str] | None = None,
         metric_key_prefix: str = "eval",
     ) -> EvalLoopOutput:
-        """Refuses a prefix that would hide a task's name; see `Trainer.evaluation_loop`."""
+        """Measures the averaged weights, once there are any; refuses a prefix that would hide a task's name.
+
+        See `Trainer.evaluation_loop`.
+        """
         _check_prefix(self.tasks, metric_key_prefix)
-        return super().evaluation_loop(dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        arguments = (dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
+        with self.averaging.averaged(self.model):
+            return super().evaluation_loop(*arguments)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """Gives heads and learned task weights their own learning rate; see `Trainer.create_optimizer`."""
+        """Gives heads, learned task weights and layers their own learning rates; see `Trainer.create_optimizer`."""
         if self.optimizer is not None:
             return self.optimizer
+        self._schedule.prepare(self.model)
         optimizer = super().create_optimizer(model)
-        set_learning_rates(optimizer, model or self.model, self.weighting.parameters(), self.args)
+        rates, learned = learning_rates(self.model, self.args), self.weighting.parameters()
+        set_learning_rates(optimizer, model or self.model, rates, learned, head_rate(self.args))
         return optimizer
 
     def _issue_warnings_after_load(self, load_result: Any) -> None:
@@ -242,6 +253,8 @@ class MTLTrainer(Trainer):
         super()._load_optimizer_and_scheduler(checkpoint)
         if checkpoint is not None and self.weighting.state_dict():
             self.weighting.load_state_dict(load_file(os.path.join(checkpoint, WEIGHTING_NAME)))
+        if checkpoint is not None:
+            self.averaging.load(checkpoint, self.args.device)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         super()._save(output_dir, state_dict)
@@ -250,6 +263,7 @@ class MTLTrainer(Trainer):
             # The base class pickles the settings; a shared folder is to hold nothing that runs when it is read.
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
             (folder / TRAINING_ARGS_JSON).write_text(self.args.to_json_string() + "\n")
+            self.averaging.save(folder)
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Keeps the card that was saved with the model, where the base class would write over it."""
@@ -280,11 +294,14 @@ def _check_arguments(model: MTLModel, args: MTLTrainingArguments, others: dict[s
         )
     if others.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func would have no effect: the tasks' losses are weighed by `weighting`.")
+    learning_rates(model, args)  # Refuses a `layer_decay` for which the encoder has no layers.
     has_optimizer = others.get("optimizers", (None, None))[0] is not None
-    if has_optimizer and (args.head_learning_rate is not None or args.weighting != "fixed"):
+    own_rates = args.head_learning_rate is not None or args.layer_decay is not None
+    if has_optimizer and (own_rates or args.weighting != "fixed"):
         raise ValueError(
-            f"An optimizer is given, so head_learning_rate={args.head_learning_rate} and weighting={args.weighting!r} "
-            "would have no effect. Leave them at their defaults, or give no optimizer."
+            f"An optimizer is given, so head_learning_rate={args.head_learning_rate}, layer_decay={args.layer_decay} "
+            f"and weighting={args.weighting!r} would have no effect. Leave them at their defaults, or give no "
+            "optimizer."
         )
 
 

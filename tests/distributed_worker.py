@@ -41,7 +41,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
-    parser.add_argument("--freeze", default="none")
+    parser.add_argument("--settings", type=json.loads, default={}, help="Further settings of training, as JSON.")
     options = parser.parse_args()
     set_seed(0)
     text_config = BertConfig(
@@ -62,7 +62,6 @@ def main() -> None:
         use_cpu=True,
         disable_tqdm=True,
         max_steps=5,
-        freeze=options.freeze,
         learning_rate=1e-2,
         per_device_train_batch_size=options.batch_size,
         gradient_accumulation_steps=2,
@@ -71,6 +70,7 @@ def main() -> None:
         logging_steps=1,
         save_strategy="no",
         precision="fp32",
+        **options.settings,
     )
     rows = make_rows(96)
     trainer = MTLTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +15,22 @@ ROOT = Path(__file__).parent.parent
 WORKER = str(Path(__file__).parent / "distributed_worker.py")
 
 
-def _run(folder: Path, command: list[str], batch_size: int, freeze: str) -> None:
+# Every transition of a schedule falls between two of the five steps, which end at epochs 1/6, 2/6 ... 5/6.
+TRANSFER = {
+    "freeze_schedule": {"0": "backbone", "0.25": "lower_layers:1", "0.5": "none", "0.75": "heads:topic"},
+    "layer_decay": 0.5,
+    "average_weights": "ema:0.5",
+    "weight_decay": 5.0,  # So much that a decay of what is frozen would show.
+}
+
+ADAPTER = {"peft": {"peft_type": "LORA", "r": 2}, "average_weights": "last:0.6"}
+
+
+def _run(folder: Path, command: list[str], batch_size: int, settings: dict[str, Any]) -> None:
     folder.mkdir()
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     environment["HF_DATASETS_CACHE"] = str(folder / "cache")
-    arguments = ["--folder", str(folder), "--batch-size", str(batch_size), "--freeze", freeze]
+    arguments = ["--folder", str(folder), "--batch-size", str(batch_size), "--settings", json.dumps(settings)]
     done = subprocess.run(
         [*command, WORKER, *arguments], env=environment, capture_output=True, text=True, timeout=300, check=False
     )
@@ -26,14 +38,16 @@ def _run(folder: Path, command: list[str], batch_size: int, freeze: str) -> None
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("freeze", ["none", "backbone"])
-def test_two_ranks_equal_one_process(freeze: str, tmp_path: Path) -> None:
-    _run(tmp_path / "one", [sys.executable], batch_size=8, freeze=freeze)
+@pytest.mark.parametrize(
+    "settings", [{}, {"freeze": "backbone"}, TRANSFER, ADAPTER], ids=["plain", "heads", "transfer", "adapter"]
+)
+def test_two_ranks_equal_one_process(settings: dict[str, Any], tmp_path: Path) -> None:
+    _run(tmp_path / "one", [sys.executable], 8, settings)
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    _run(tmp_path / "two", torchrun, batch_size=4, freeze=freeze)
+    _run(tmp_path / "two", torchrun, 4, settings)
     one, two = (json.loads((tmp_path / name / "log.json").read_text()) for name in ("one", "two"))
     assert (one["world_size"], two["world_size"]) == (1, 2)
-    assert one["is_cached"] == two["is_cached"] == (freeze == "backbone")
+    assert one["is_cached"] == two["is_cached"] == ("freeze" in settings)
     for name in ("weights.safetensors", "weighting.safetensors"):
         expected, found = load_file(tmp_path / "one" / name), load_file(tmp_path / "two" / name)
         for key, value in expected.items():

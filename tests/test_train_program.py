@@ -161,6 +161,24 @@ def test_a_saved_model_is_trained_further(write_settings: WriteSettings, tmp_pat
             train_trainer.main([write_settings(tasks=changed), "--backbone", str(tmp_path / "out")])
 
 
+def test_run_with_adapter_and_average_is_measured_as_it_is_saved(
+    write_settings: WriteSettings, tmp_path: Path
+) -> None:
+    settings = {"peft": {"peft_type": "LORA", "r": 4}, "average_weights": "ema:0.9", "save_adapter": True}
+    report = train_trainer.main([write_settings(**settings)])
+    assert report["parameters"]["trained"] < report["parameters"]["total"] / 2
+    assert report["settings"]["peft"] == settings["peft"]
+    again = train_trainer.main(
+        [
+            write_settings(freeze="all", eval_strategy="no", save_strategy="no", load_best_model_at_end=False),
+            *("--backbone", str(tmp_path / "out"), "--output_dir", str(tmp_path / "out2")),
+        ]
+    )
+    for split in ("validation", "test"):
+        assert again["results"][split]["tasks"] == report["results"][split]["tasks"]
+    assert (tmp_path / "out" / "adapter" / "adapter_config.json").is_file()
+
+
 def test_interrupted_run_goes_on(write_settings: WriteSettings, tmp_path: Path) -> None:
     unbroken = train_trainer.main([write_settings(output_dir=str(tmp_path / "unbroken"))])
     args = [write_settings(), "--resume_from_checkpoint", "last"]

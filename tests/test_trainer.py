@@ -163,7 +163,7 @@ def test_arguments_without_effect_are_refused(tiny_model: MakeModel, toy_splits:
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="compute_loss_func would have no effect"):
         MTLTrainer(model, training_args(tmp_path), compute_loss_func=lambda *_: None)
-    with pytest.raises(ValueError, match="head_learning_rate=0.1 and weighting='fixed' would have no effect"):
+    with pytest.raises(ValueError, match="head_learning_rate=0.1, layer_decay=None and weighting='fixed' would"):
         MTLTrainer(model, training_args(tmp_path, head_learning_rate=0.1), optimizers=(optimizer, None))
     trainer = MTLTrainer(model, training_args(tmp_path), train_dataset=splits["train"], optimizers=(optimizer, None))
     trainer.train()

@@ -1,0 +1,73 @@
+"""Training with an adapter: it is there for the time of a training, and checkpoints hold it without the encoder."""
+
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import Trainer
+from transformers.trainer_utils import TrainOutput
+
+from modeling_mtl import MTLModel
+from mtl.adapters import (
+    adapter_parameters,
+    add_adapter,
+    has_adapter,
+    load_adapter_weights,
+    merge_adapter,
+    save_adapter,
+)
+from mtl.freezing import Freezing
+
+ADAPTER_FOLDER = "adapter"
+"""Folder, beside the merged model, of the adapter alone."""
+
+
+class AdapterTrainer(Trainer):
+    """A `Trainer` whose setting `peft` puts an adapter into the model for the time of a training.
+
+    While there is an adapter, checkpoints hold it and the heads, without the encoder; at the end it is merged. An
+    adapter that was added by [`add_adapter`] before is trained alike, and stays.
+    """
+
+    freezing: Freezing
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
+        """Adds the adapter, trains, and merges it; see `Trainer.train`."""
+        settings, model = getattr(self.args, "peft", None), self._multi_task_model()
+        if settings is None:
+            return super().train(resume_from_checkpoint, *args, **kwargs)
+        if not has_adapter(model):  # A training that was interrupted has left its own.
+            add_adapter(model, settings)
+        self.freezing = adapter_parameters(model, str(settings["peft_type"]))
+        output = super().train(resume_from_checkpoint, *args, **kwargs)
+        if getattr(self.args, "save_adapter", False) and self.args.should_save:
+            save_adapter(model, Path(str(self.args.output_dir), ADAPTER_FOLDER))
+        merge_adapter(model)
+        # Both hold the weights of the adapter, which is no more.
+        self.model_wrapped, self.optimizer = model, None
+        return output
+
+    def _multi_task_model(self) -> MTLModel:
+        model: Any = self.model
+        return model
+
+    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
+        model = self._multi_task_model()
+        if not has_adapter(model):
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save:
+            folder = Path(output_dir or str(self.args.output_dir))
+            save_adapter(model, folder)
+            model.config.save_pretrained(folder)  # By which a run that goes on knows its tasks.
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if has_adapter(self._multi_task_model()):
+            load_adapter_weights(self._multi_task_model(), resume_from_checkpoint)
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_best_model(self) -> None:
+        if has_adapter(self._multi_task_model()):
+            load_adapter_weights(self._multi_task_model(), str(self.state.best_model_checkpoint))
+        else:
+            super()._load_best_model()
