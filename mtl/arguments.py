@@ -42,6 +42,10 @@ class MTLTrainingArguments(TrainingArguments):
             package `peft`, such as `{"peft_type": "LORA", "r": 8}`; see `mtl.adapters`. It is merged at the end.
         save_adapter: Whether the adapter is also saved alone, before it is merged, in the folder `adapter`.
         weighting: How task losses are weighed; a name in `mtl.weighting.WEIGHTINGS`.
+        aggregation: How the encoder's gradients of the tasks become one; `"none"` for the gradient of the weighted
+            loss, or a name in `mtl.aggregation.AGGREGATIONS`.
+        conflict_steps: Number of optimizer steps from one measurement of the tasks' gradients to the next; none is
+            made if not given.
         head_learning_rate: Learning rate of the heads and of learned task weights; `learning_rate` if not given.
         cache_embeddings: Whether the embeddings of all rows are computed once, and heads train from them: `"auto"`
             does so when the whole encoder is frozen; `"true"` is an error where that cannot be; `"false"` never.
@@ -73,7 +77,17 @@ class MTLTrainingArguments(TrainingArguments):
         default=None, metadata={"help": 'An adapter of the package peft: {"peft_type": "LORA", "r": 8, ...}.'}
     )
     save_adapter: bool = field(default=False, metadata={"help": "Save the adapter alone, too, in the folder adapter."})
-    weighting: str = field(default="fixed", metadata={"help": "How task losses are weighed: fixed | uncertainty."})
+    weighting: str = field(
+        default="fixed",
+        metadata={"help": "fixed | equal | uncertainty | dwa | random | geometric_mean | initial_loss: see docs."},
+    )
+    aggregation: str = field(
+        default="none",
+        metadata={"help": "none | sum | mean | pcgrad | aligned_mtl | mgda | imtl_g | cagrad | upgrad | dualproj."},
+    )
+    conflict_steps: int | None = field(
+        default=None, metadata={"help": "Every how many steps conflicts of the tasks' gradients are measured."}
+    )
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the heads; learning_rate if not given."}
     )
@@ -122,6 +136,8 @@ class MTLTrainingArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"mode": "max" if self.greater_is_better else "min", **given}
 
     def _refuse_what_is_not_supported(self) -> None:
+        if self.conflict_steps is not None and self.conflict_steps < 1:
+            raise ValueError(f"conflict_steps must be a positive number of steps, found {self.conflict_steps}.")
         if self.label_smoothing_factor:
             raise ValueError(
                 f"label_smoothing_factor={self.label_smoothing_factor} is not supported: the losses of the tasks are "

@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from configuration_mtl import MTLConfig, TaskConfig
+from mtl.conflicts import summarize_conflicts
 from mtl.evaluation import EvaluationResult
 
 # The Hub's names of metrics, where they differ from ours.
@@ -58,6 +59,7 @@ def build_card(
         "",
         *(_result_section(result) for result in results),
         _training_section(report, command),
+        *_conflict_section(report),
         _usage_section(name),
         _limits_section(config, report),
     ]
@@ -113,7 +115,8 @@ def _training_section(report: dict[str, Any], command: str) -> str:
     settings, training, parameters = report["settings"], report["training"], report["parameters"]
     keys = (
         "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-        "head_learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "weight_decay", "weighting", "freeze",
+        "head_learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "weight_decay", "weighting",
+        "aggregation", "freeze",
         "backbone_dropout", "head_dropout", "max_length", "seed",
     )  # fmt: skip
     shown = "\n".join(f"| {key} | {settings[key]} |" for key in keys if settings.get(key) is not None)
@@ -125,6 +128,14 @@ def _training_section(report: dict[str, Any], command: str) -> str:
         f"{parameters['trained']:,} of {parameters['total']:,} parameters learning.\n\n"
         f"| setting | value |\n|---|---|\n{shown}\n\nVersions: {versions}.\n"
     )
+
+
+def _conflict_section(report: dict[str, Any]) -> list[str]:
+    conflicts = summarize_conflicts(report["history"])
+    if conflicts is None:
+        return []
+    heading = "## Conflicts of the tasks\n\nOf their gradients on the shared encoder, measured in training."
+    return [f"{heading}\n\n{conflicts.table()}\n\n{conflicts.advice}\n"]
 
 
 def _usage_section(name: str) -> str:

@@ -93,7 +93,10 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
     pairs = [] if saved is None else [(_meaning(saved), _meaning(config.to_dict()))]
     settings, now = _read_json(Path(checkpoint) / TRAINING_ARGS_JSON), json.loads(args.to_json_string())
     if settings is not None:
-        keys = ("freeze", "freeze_schedule", "peft", "weighting", "optim", "average_weights", "layer_decay")
+        keys = (
+            "freeze", "freeze_schedule", "peft", "weighting", "aggregation", "optim", "average_weights", "layer_decay"
+        )  # fmt: skip
+        settings.setdefault("aggregation", "none")  # Of a run before there was another.
         pairs.append(({key: settings.get(key) for key in keys}, {key: now.get(key) for key in keys}))
         for key in ("learning_rate", "head_learning_rate"):
             if settings.get(key) != now.get(key):

@@ -12,6 +12,7 @@ from typing import Any
 
 from configuration_mtl import TaskConfig
 from mtl.arguments import MTLTrainingArguments
+from mtl.conflicts import summarize_conflicts
 from mtl.evaluation import EvaluationResult, json_number
 from mtl.freezing import Freezing
 
@@ -41,6 +42,7 @@ def build_report(
         history: The trainer's log.
         results: Results on the splits.
     """
+    conflicts = summarize_conflicts(history)
     return {
         "settings": settings,
         "tasks": [task.to_dict() for task in tasks],
@@ -52,6 +54,7 @@ def build_report(
         },
         "precision": args.precision_in_use,
         "training": training,
+        "conflicts": None if conflicts is None else conflicts.to_dict(),
         "peak_memory_mib": round(peak_memory_mib(), 1),
         "history": [{key: json_number(value) for key, value in entry.items()} for entry in history],
         "results": {result.split: result.to_dict() for result in results},

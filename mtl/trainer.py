@@ -14,9 +14,6 @@ from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 from transformers import (
     EarlyStoppingCallback,
     TrainerCallback,
-    TrainerControl,
-    TrainerState,
-    TrainingArguments,
 )
 from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
@@ -32,9 +29,12 @@ from mtl.data import label_column
 from mtl.embedding_cache import make_embedding_cache, with_lengths
 from mtl.evaluation import EvaluationMetrics
 from mtl.freeze_schedule import FreezeScheduleCallback, begin_freezing
+from mtl.gradient_balance import ConflictCallback, GradientBalance
+from mtl.initial_losses import initial_losses
 from mtl.optimization import head_rate, learning_rates, set_learning_rates
 from mtl.task_losses import TaskLossMeans
-from mtl.weighting import make_weighting
+from mtl.weighting import WEIGHTINGS, make_weighting
+from mtl.weighting_callback import WeightingCallback
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +77,9 @@ class MTLTrainer(AdapterTrainer):
         self._schedule = self._adopt(model, args)
         tokenizer = kwargs.setdefault("processing_class", model.tokenizer)
         self.averaging = AveragingCallback(args.average_weights)
+        self._weighting_callback = WeightingCallback(self.weighting, self._mean_over_ranks, self._initial_losses)
         # They come before the caller's, which are to find the averaged weights when training ends.
-        callbacks = [self.averaging, self._schedule, *(callbacks or []), _LearnedWeightsCallback(self)]
+        callbacks = [self.averaging, self._schedule, *(callbacks or []), self._weighting_callback]
         if args.early_stopping_patience is not None:
             callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
         super().__init__(
@@ -94,12 +95,16 @@ class MTLTrainer(AdapterTrainer):
         self.embedding_cache = make_embedding_cache(
             model, args, self.data_collator, autocast=self.accelerator.autocast
         )
+        self.balance = GradientBalance(model, args, self.weighting, self.accelerator)
+        self._conflicts = ConflictCallback(self.balance, self.log)
+        self.add_callback(self._conflicts)
         logger.info("Training in %s on %s.", args.precision_in_use, args.device)
 
     def _adopt(self, model: MTLModel, args: MTLTrainingArguments) -> FreezeScheduleCallback:
         self.tasks = tuple(model.config.tasks)
         self.freezing, schedule = begin_freezing(model, args.freeze, args.freeze_schedule)
-        self.weighting = make_weighting(args.weighting, self.tasks).to(args.device)
+        weighting = make_weighting(args.weighting, self.tasks, seed=args.seed, reduce_mean=self._mean_over_ranks)
+        self.weighting = weighting.to(args.device)
         return schedule
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -114,6 +119,8 @@ class MTLTrainer(AdapterTrainer):
         )
         if before is not None and self.embedding_cache is not None:
             self.embedding_cache.take_over(before)
+        self._weighting_callback.weighting = self.weighting
+        self.balance = self._conflicts.balance = GradientBalance(model, self.args, self.weighting, self.accelerator)
         return model
 
     def _autocast(self) -> Any:
@@ -176,8 +183,26 @@ class MTLTrainer(AdapterTrainer):
         # The ranks' gradients and losses are averaged, but the counts are already those of all ranks.
         losses = {name: loss * self.accelerator.num_processes for name, loss in outputs.task_losses.items()}
         share = 1.0 / self.current_gradient_accumulation_steps if model.training else 1.0
-        loss = self.weighting(losses, counts, share)
+        self.weighting.train(model.training)
+        terms = self.weighting.terms(losses, counts, share)
+        if model.training:
+            self.weighting.observe(losses, counts)
+            self.balance.add(terms, counts, self.state.global_step)
+        loss = torch.stack(list(terms.values())).sum()
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> Tensor:
+        """Goes backwards for the heads alone where the encoder's gradients are aggregated; see `Trainer`."""
+        if self.balance.aggregation is None:
+            loss: Any = super().training_step(model, inputs, num_items_in_batch)
+        else:
+            model.train()
+            with self.compute_loss_context_manager():
+                loss = self.compute_loss(model, self._prepare_inputs(inputs), num_items_in_batch=num_items_in_batch)
+            self.balance.backward(loss)
+        if self.accelerator.sync_gradients:  # The last micro-batch of the step.
+            self.balance.end_step(self.state.global_step)
+        return loss.detach()
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """Counts the valid labels of each task in all micro-batches of a step, over all ranks."""
@@ -196,12 +221,26 @@ class MTLTrainer(AdapterTrainer):
         if "loss" in logs:
             means = self._task_losses.take(self._sum_over_ranks if self.args.world_size > 1 else None)
             logs.update({f"loss_{name}": mean for name, mean in means.items()})
-            if means and any(True for _ in self.weighting.parameters()):
+            if means and not self.weighting.is_constant:
                 logs.update({f"weight_{name}": weight for name, weight in self.weighting.current_weights().items()})
         super().log(logs, start_time)
 
     def _sum_over_ranks(self, tensors: Any) -> Any:
         return self.accelerator.reduce(tensors, reduction="sum")
+
+    def _mean_over_ranks(self, tensor: Tensor) -> Tensor:
+        return self.accelerator.reduce(tensor, reduction="mean")
+
+    def _initial_losses(self) -> dict[str, float]:
+        return initial_losses(
+            self.model_wrapped,
+            self.train_dataset,
+            self.tasks,
+            collate=self.data_collator,
+            prepare=self._prepare_inputs,
+            context=self.compute_loss_context_manager,
+            batch_size=self.args.per_device_train_batch_size,
+        )
 
     def evaluation_loop(
         self,
@@ -295,9 +334,15 @@ def _check_arguments(model: MTLModel, args: MTLTrainingArguments, others: dict[s
     if others.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func would have no effect: the tasks' losses are weighed by `weighting`.")
     learning_rates(model, args)  # Refuses a `layer_decay` for which the encoder has no layers.
+    kind = WEIGHTINGS.get(args.weighting)
+    if kind is not None and not kind.is_additive and args.gradient_accumulation_steps > 1:
+        raise ValueError(
+            f"weighting={args.weighting!r} needs the losses of the whole step at once, so it does not go with "
+            f"gradient_accumulation_steps={args.gradient_accumulation_steps}. Set that to 1, with a larger batch."
+        )
     has_optimizer = others.get("optimizers", (None, None))[0] is not None
     own_rates = args.head_learning_rate is not None or args.layer_decay is not None
-    if has_optimizer and (own_rates or args.weighting != "fixed"):
+    if has_optimizer and (own_rates or (kind is not None and kind.is_learned)):
         raise ValueError(
             f"An optimizer is given, so head_learning_rate={args.head_learning_rate}, layer_decay={args.layer_decay} "
             f"and weighting={args.weighting!r} would have no effect. Leave them at their defaults, or give no "
@@ -314,25 +359,3 @@ def _check_prefix(tasks: Sequence[TaskConfig], prefix: str) -> None:
                 f"Task {task.name!r}: a name that begins with `{prefix}_` does not go with metric_key_prefix="
                 f"{prefix!r}. Give another prefix, or, for `eval`, which is the Trainer's own, rename the task."
             )
-
-
-class _LearnedWeightsCallback(TrainerCallback):
-    """Averages the gradients of learned task weights over ranks, and clears them after each step.
-
-    They are outside the model, so neither DistributedDataParallel nor `model.zero_grad()` reaches them.
-    """
-
-    def __init__(self, trainer: MTLTrainer) -> None:
-        self.trainer = trainer
-
-    def on_pre_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        for parameter in self.trainer.weighting.parameters():
-            if args.world_size > 1 and parameter.grad is not None:
-                parameter.grad = self.trainer.accelerator.reduce(parameter.grad, reduction="mean")
-
-    def on_optimizer_step(
-        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
-    ) -> None:
-        self.trainer.weighting.zero_grad()

@@ -94,6 +94,22 @@ def test_run_prints_and_writes_what_it_promises(
     _check_model(tmp_path / "out", saved)
 
 
+def test_conflicts_reach_terminal_report_and_card(
+    write_settings: WriteSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    changes = {"aggregation": "pcgrad", "weighting": "dwa", "num_train_epochs": 1}
+    report = train_trainer.main([write_settings(**changes), "--conflict_steps", "3"])
+    saved = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert saved["conflicts"] == report["conflicts"]
+    assert [pair["count"] for pair in saved["conflicts"]["pairs"]] == [2] * 6  # Steps 3 and 6 of 8.
+    assert saved["settings"]["aggregation"] == "pcgrad"
+    card = (tmp_path / "out" / "README.md").read_text()
+    for text in (caplog.text, card):
+        assert saved["conflicts"]["advice"] in text
+        assert "| mean cosine (negative, count) | topic | sentiment | tags | valence | mean norm |" in text
+    assert "| aggregation | pcgrad |" in card
+
+
 def _check_card(folder: Path, report: dict[str, Any]) -> None:
     card = ModelCard.load(folder / "README.md")
     assert card.data.base_model is None  # A folder of this machine is no name for anyone else.

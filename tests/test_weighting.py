@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from configuration_mtl import REGRESSION, TaskConfig
-from mtl.weighting import WEIGHTINGS, FixedWeighting, UncertaintyWeighting, make_weighting
+from mtl.weighting import WEIGHTINGS, EqualWeighting, FixedWeighting, UncertaintyWeighting, make_weighting
 
 TASKS = (TaskConfig("topic", num_labels=3, weight=2.0), TaskConfig("valence", REGRESSION))
 LOSSES = {"topic": torch.tensor(0.5), "valence": torch.tensor(3.0)}
@@ -61,7 +61,13 @@ def test_uncertainty_leaves_alone_a_task_without_labels() -> None:
     assert gradient[1] != 0.0
 
 
-@pytest.mark.parametrize("name", list(WEIGHTINGS))
+def test_equal_ignores_the_static_weights() -> None:
+    weighting = EqualWeighting(TASKS)
+    assert weighting(LOSSES, COUNTS).item() == 0.5 + 3.0
+    assert weighting.current_weights() == {"topic": 1.0, "valence": 1.0}
+
+
+@pytest.mark.parametrize("name", [name for name, kind in WEIGHTINGS.items() if kind.is_additive])
 def test_micro_batches_add_up_to_the_step(name: str) -> None:
     weighting = make_weighting(name, TASKS)
     for parameter in weighting.parameters():
@@ -75,5 +81,5 @@ def test_micro_batches_add_up_to_the_step(name: str) -> None:
 
 
 def test_unknown_name() -> None:
-    with pytest.raises(ValueError, match=r"weighting 'uncertain' is unknown. Use one of \['fixed', 'uncertainty'\]"):
+    with pytest.raises(ValueError, match=r"weighting 'uncertain' is unknown. Use one of \['fixed', 'equal', "):
         make_weighting("uncertain", TASKS)
