@@ -8,8 +8,6 @@ Expensive Optimization Problems", GECCO 2020.
 
 import contextlib
 import dataclasses
-import importlib
-import itertools
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -24,6 +22,7 @@ from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.evaluation import json_number
 from mtl.metrics import LOWER_IS_BETTER, PRIMARY_METRIC
+from mtl.pareto import draw_fronts, optional_module, pareto_front
 from mtl.report import write_report
 
 logger = logging.getLogger(__name__)
@@ -31,7 +30,6 @@ logger = logging.getLogger(__name__)
 RESULTS, JOURNAL = "search.json", "search.journal"
 OBJECTIVES = ("score", "tasks")
 RATES = ("learning_rate", "head_learning_rate")
-_EXTRA = 'pip install "mtl-sentence-transformers[search]"'
 
 
 def default_space() -> dict[str, tuple[float, float]]:
@@ -126,8 +124,8 @@ def search(
         ImportError: If optuna or matplotlib is not installed.
         ValueError: If there is nothing to evaluate on, several processes run, or the folder has another search.
     """
-    optuna = _optional("optuna")
-    _optional("matplotlib")
+    optuna = optional_module("optuna")
+    optional_module("matplotlib")
     model: Any = trainer.model
     args: Any = trainer.args
     if trainer.eval_dataset is None or args.world_size > 1:
@@ -265,71 +263,6 @@ def _results(study: Any, settings: dict[str, Any]) -> dict[str, Any]:
     return {"settings": settings, "trials": trials, "best": best}
 
 
-def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
-    """Returns the indices of the points that no other dominates: as good everywhere and better somewhere.
-
-    Args:
-        points: The values of each point.
-        directions: `"maximize"` or `"minimize"` for each value.
-    """
-    signs = [1.0 if direction == "maximize" else -1.0 for direction in directions]
-    scaled = [[sign * value for sign, value in zip(signs, point, strict=True)] for point in points]
-
-    def is_dominated(point: Sequence[float]) -> bool:
-        return any(
-            other != point and all(theirs >= ours for theirs, ours in zip(other, point, strict=True))
-            for other in scaled
-        )
-
-    return [index for index, point in enumerate(scaled) if not is_dominated(point)]
-
-
-def draw_fronts(results: Mapping[str, Any], folder: Path) -> list[Path]:
-    """Draws, for each pair of tasks, every trial by their two metrics, and the front; returns the PNG files.
-
-    Args:
-        results: What [`search`] returns.
-        folder: Where `pareto-<task>-<task>.png` go.
-
-    Raises:
-        ImportError: If matplotlib is not installed.
-    """
-    _optional("matplotlib")
-    metrics = results["settings"]["metrics"]
-    files = []
-    for first, second in itertools.combinations(metrics, 2):
-        points = {
-            trial["number"]: (trial["metrics"][first], trial["metrics"][second])
-            for trial in results["trials"]
-            if trial["state"] == "complete" and None not in (trial["metrics"][first], trial["metrics"][second])
-        }
-        if points:
-            files.append(folder / f"pareto-{first}-{second}.png")
-            _draw(points, [(name, metrics[name]) for name in (first, second)], files[-1])
-    return files
-
-
-def _draw(points: Mapping[int, tuple[float, float]], axes: Sequence[tuple[str, str]], path: Path) -> None:
-    from matplotlib.figure import Figure  # Without pyplot, which would choose a backend for the whole process.
-
-    directions = ["minimize" if metric in LOWER_IS_BETTER else "maximize" for _, metric in axes]
-    numbers, values = list(points), list(points.values())
-    front = sorted(pareto_front(values, directions), key=lambda index: values[index])
-    others = [index for index in range(len(values)) if index not in front]
-    figure = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained")
-    plot = figure.subplots()
-    plot.plot(*zip(*(values[index] for index in front), strict=True), "o-", color="tab:blue", label="Pareto front")
-    if others:
-        plot.plot(*zip(*(values[index] for index in others), strict=True), "o", color="silver", label="other trials")
-    for number, value in points.items():
-        plot.annotate(str(number), value, xytext=(4, 4), textcoords="offset points", fontsize=8)
-    labels = [f"{name}: {metric} on validation" for name, metric in axes]
-    plot.set(xlabel=labels[0], ylabel=labels[1], title=f"{len(numbers)} trials, by number")
-    plot.grid(alpha=0.3)
-    plot.legend()
-    figure.savefig(path)
-
-
 def summary(results: Mapping[str, Any]) -> str:
     """Formats the best trials with their metrics and their settings as lines of text."""
     lines = [f"{len(results['trials'])} trials; best by {results['settings']['objectives']}:"]
@@ -339,10 +272,3 @@ def summary(results: Mapping[str, Any]) -> str:
         given = ", ".join(f"{name} {value:.3g}" for name, value in trial["params"].items())
         lines.append(f"  {number:>3}  {figures}\n       {given}")
     return "\n".join(lines)
-
-
-def _optional(name: str) -> Any:
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"A search needs {name}: `{_EXTRA}`.") from error

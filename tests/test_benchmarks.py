@@ -13,6 +13,7 @@ from conftest import SaveBackbone, ToyRows
 ROOT = Path(__file__).resolve().parents[1]
 # By path: another installed package may bring a module `benchmarks`.
 FREEZING = runpy.run_path(str(ROOT / "benchmarks" / "freezing.py"))
+CACHE = runpy.run_path(str(ROOT / "benchmarks" / "embedding_cache.py"))
 EMBEDDED = runpy.run_path(str(ROOT / "benchmarks" / "embedded.py"))
 CONFIG = {"learning_rate": 2e-4, "head_learning_rate": 1e-3, "seed": 0}
 
@@ -187,3 +188,27 @@ def test_table_of_the_embedded_default(tmp_path: Path, capsys: pytest.CaptureFix
         EMBEDDED["main"](["--seeds", "0", "--output", str(output), "--write", str(output)])
     with pytest.raises(SystemExit, match="other settings"):
         EMBEDDED["main"](["--seeds", "0", "--output", str(output), "--", "--learning_rate", "1"])
+
+
+def test_table_of_the_cache_by_hand() -> None:
+    machine = {"threads": 2, "cpu": "a processor"}
+    common = {"rows": 1000, "precision": "fp32", "machine": machine}
+
+    def epochs(*seconds: float, preparing: float) -> dict[str, Any]:
+        return {
+            **common,
+            "preparing_seconds": preparing,
+            "epoch_seconds": seconds,
+            "test": {"topic": 0.5, "score": 0.5},
+        }
+
+    slow = [epochs(9.0, 8.0, preparing=0.0), epochs(9.0, 10.0, preparing=0.0), epochs(9.0, 30.0, preparing=0.0)]
+    fast = [epochs(0.5, 0.2, preparing=7.0), epochs(0.5, 0.4, preparing=8.0), epochs(0.5, 0.5, preparing=9.0)]
+    runs = {"cache_embeddings: false": slow, "cache_embeddings: true": fast}
+    for number, name in enumerate(CACHE["STRATEGIES"], start=1):
+        runs[f"freeze: {name}"] = [{"step_ms": 100.0 / number, "peak_memory_mib": 2000.0 / number}] * 3
+    lines = CACHE["tables"]({"settings": {"limit": None}, "runs": runs}).splitlines()
+    # 8 / 0.2 = 40, 10 / 0.4 = 25 and 30 / 0.5 = 60: the median is 40.
+    assert lines[3] == "| `cache_embeddings: true` | 8.0 | 0.5 | 0.40 | 40x | 0.5000 | 0.5000 |"
+    assert "| `lower_layers:0` | 50 | 0.50 | 1,000 | 0.50 |" in lines
+    assert "Medians of 3 runs" in lines[-1]

@@ -15,7 +15,8 @@ from datasets import DatasetDict
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
-from mtl.search import SearchConfig, draw_fronts, pareto_front, search, summary
+from mtl.pareto import draw_fronts, pareto_front
+from mtl.search import SearchConfig, search, summary
 from mtl.trainer import MTLTrainer
 from train_trainer import main
 
@@ -82,18 +83,21 @@ def test_weights_reach_the_loss(tiny_model: MakeModel, toy_splits: Splits, tmp_p
     assert log["loss"] == pytest.approx(total, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
     tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
 ) -> None:
-    whole, _, _ = run(tiny_model, toy_splits, tmp_path / "whole", n_trials=4)
-    run(tiny_model, toy_splits, tmp_path / "parts", n_trials=2)
-    resumed, models, _ = run(tiny_model, toy_splits, tmp_path / "parts", n_trials=4)
+    splits = (toy_splits[0], toy_splits[1][:2])  # One pair of tasks to draw.
+    settings: dict[str, Any] = {"space": {"learning_rate": (1e-4, 1e-2), "weight": (0.1, 10)}}
+    whole, _, _ = run(tiny_model, splits, tmp_path / "whole", n_trials=4, **settings)
+    run(tiny_model, splits, tmp_path / "parts", n_trials=2, **settings)
+    resumed, models, _ = run(tiny_model, splits, tmp_path / "parts", n_trials=4, **settings)
     assert len(models.tasks) == 2
     assert resumed == whole
     with pytest.raises(ValueError, match="is of a search with another ranges"):
-        run(tiny_model, toy_splits, tmp_path / "parts", space={"weight": (0.5, 2.0)})
+        run(tiny_model, splits, tmp_path / "parts", space={"weight": (0.5, 2.0)})
     with pytest.raises(ValueError, match="is of a search with another objectives: score, now tasks"):
-        run(tiny_model, toy_splits, tmp_path / "parts", objectives="tasks")
+        run(tiny_model, splits, tmp_path / "parts", objectives="tasks", **settings)
 
 
 def test_an_objective_a_task(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
