@@ -76,7 +76,7 @@ def sample_lines(model: MTLModel, texts: Sequence[str], truths: Sequence[dict[st
     Args:
         model: The trained model.
         texts: The sentences.
-        truths: For each sentence, the true label of each task as text.
+        truths: For each sentence, the true label of each task as text; a task that is left out has none.
     """
     lines = []
     embeddings = model.encode(list(texts))  # (N, H)
@@ -84,7 +84,8 @@ def sample_lines(model: MTLModel, texts: Sequence[str], truths: Sequence[dict[st
         short = text if len(text) <= _WIDTH_OF_TEXT else text[: _WIDTH_OF_TEXT - 1] + "…"
         lines.append(f"  input      {short}")
         for task in model.config.tasks:
-            lines.append(f"    {task.name:<14} predicted {shown(task, predicted[task.name])}, true {truth[task.name]}")
+            true = truth.get(task.name, "-")
+            lines.append(f"    {task.name:<14} predicted {shown(task, predicted[task.name])}, true {true}")
         lines.append(f"    embedding[:5]  {[round(float(value), 4) for value in embedding[:5]]}")
     return "\n".join(lines)
 
