@@ -8,7 +8,7 @@ import dataclasses
 import difflib
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -255,6 +255,20 @@ class MTLConfig(PreTrainedConfig):
             seen[task.name.lower()] = task.name
             if not task.is_resolved:
                 raise ValueError(f"Task {task.name!r} has neither `labels` nor `num_labels`. Give one of them.")
+
+    def set_tasks(self, tasks: Sequence[TaskConfig | dict[str, Any]]) -> None:
+        """Puts other tasks in the place of the present ones; see `MTLModel.add_task` for a model's.
+
+        Raises:
+            TypeError: If a task has a setting that is unknown.
+            ValueError: If a task is illegal, unresolved or doubled; the tasks then stay as they were.
+        """
+        before, self.tasks = self.tasks, [_as_task(task) for task in tasks]
+        try:
+            self.validate_tasks()
+        except ValueError:
+            self.tasks = before
+            raise
 
     def validate_ranges(self) -> None:
         """Checks the numeric settings."""

@@ -289,6 +289,39 @@ class MTLModel(SharingMixin, InferenceMixin):
             # Input embeddings that require gradients are what adapters need with reentrant checkpointing, nobody else.
             self.disable_input_require_grads()
 
+    def add_task(self, task: TaskConfig | dict[str, Any]) -> None:
+        """Adds a task, with a fresh head if it has one; encoder, other heads and all that they give stay as they are.
+
+        A trainer learns of tasks when it is made: add them before.
+
+        Args:
+            task: The task, with its number of labels known.
+
+        Raises:
+            TypeError: If it has a setting that is unknown.
+            ValueError: If it is illegal, or a task of that name is there already.
+        """
+        self.config.set_tasks([*self.config.tasks, task])
+        added = self.config.tasks[-1]
+        if added.has_head:
+            head = TaskHead(added, self.config.hidden_size, self.config.head_dropout).apply(self._init_weights)
+            self.heads[added.name] = head.to(device=self.device, dtype=self.dtype).train(self.training)
+
+    def remove_task(self, name: str) -> None:
+        """Removes a task with its head; encoder and other heads stay as they are.
+
+        Raises:
+            KeyError: If there is no such task; the message lists those there are.
+            ValueError: If it is the only one.
+        """
+        removed = self.config.task(name)
+        if len(self.config.tasks) == 1:
+            raise ValueError(f"Task {name!r} is the only one. Add another first: `model.add_task(...)`.")
+        self.config.set_tasks([task for task in self.config.tasks if task.name != removed.name])
+        if removed.has_head:
+            del self.heads[name]
+        self.frozen_modules = tuple(module for module in self.frozen_modules if module != f"heads.{name}")
+
     def train(self, mode: bool = True) -> "MTLModel":
         """Sets training mode, except in the modules named by `frozen_modules`: those stay in evaluation mode."""
         super().train(mode)

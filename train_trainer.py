@@ -20,14 +20,15 @@ from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.utils import logging as transformers_logging
 
 from configuration_mtl import MTLConfig, TaskConfig
-from modeling_mtl import MTLModel, set_dropout
+from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.card import build_card
-from mtl.checkpoints import head_meaning, last_complete_checkpoint
+from mtl.checkpoints import last_complete_checkpoint
 from mtl.console import ProgressReport, metrics_table, sample_lines, true_labels
 from mtl.data import SourceConfig, load_sources, row_texts, tokenize_splits
 from mtl.evaluation import EvaluationResult, evaluate_split, evaluation_of_final_model
 from mtl.report import build_report, write_report
+from mtl.saved_models import freeze_other_heads, load_saved
 from mtl.search import SearchConfig, search, summary
 from mtl.settings import (
     DEFAULT_MAX_LENGTH,
@@ -150,6 +151,9 @@ def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
             f"max_length is {settings.max_length} tokens, but {path!r} takes at most {limit}. Set `max_length: "
             f"{limit}`."
         )
+    others = [name for name in model.config.task_names if name not in {task.name for task in tasks}]
+    if others:
+        freeze_other_heads(args, others)
     splits, truncated = tokenize_splits(splits, model.tokenizer, max_length=limit, keep_text=True)
     trainer = MTLTrainer(
         model,
@@ -157,17 +161,24 @@ def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
         train_dataset=splits.get("train"),
         eval_dataset=splits.get("validation"),
     )
+    if others and "backbone" not in trainer.freezing.modules and trainer.freezing.num_trainable:
+        logger.warning(
+            "The heads of %s stay, but the encoder below them moves, and no labels of theirs hold it: their results "
+            "will change. `freeze: backbone` keeps them.",
+            others,
+        )
     if not args.disable_tqdm:
         _replace_progress(trainer, tasks)
     return Run(settings, trainer, splits, tasks, truncated)
 
 
 def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) -> MTLModel:
-    """Loads a saved multi-task model with the same tasks, or puts fresh heads on a plain encoder.
+    """Loads a saved multi-task model, with a fresh head for each new task, or puts heads on a plain encoder.
 
     Raises:
         OSError: If there is no such folder, and no such repository can be read.
-        ValueError: If a saved model has other tasks, pooling or normalisation than the settings.
+        ValueError: If a saved model has tasks that the settings do not name or that mean something else there, or
+            another pooling or normalisation.
     """
     revision, trust = settings.backbone_revision, settings.trust_remote_code
     try:
@@ -179,7 +190,7 @@ def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) 
             f"The Hub's answer: {error}"
         ) from error
     if config.model_type == MTLConfig.model_type:
-        return _load_saved(settings, path, tasks, config)
+        return load_saved(settings, path, tasks, config)
     return MTLModel.from_backbone(
         path,
         tasks=tasks,
@@ -191,43 +202,6 @@ def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) 
         revision=revision,
         trust_remote_code=trust,
     )
-
-
-def _load_saved(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...], config: Any) -> MTLModel:
-    """Loads a saved model; the settings may change how it trains, but not what its heads mean."""
-    saved_heads, wanted_heads = (
-        {task.name: head_meaning(task.to_dict()) for task in some if task.has_head} for some in (config.tasks, tasks)
-    )
-    if saved_heads != wanted_heads:
-        raise ValueError(
-            f"The model {path!r} has the heads {saved_heads}, the settings ask for {wanted_heads}. Set them alike."
-        )
-    for name in ("pooling", "normalize_for_heads"):
-        saved, wanted = getattr(config, name), getattr(settings, name)
-        if saved != wanted:
-            raise ValueError(
-                f"The model {path!r} was trained with {name}={saved!r}, the settings ask for {wanted!r}. Set `{name}: "
-                f"{saved}`."
-            )
-    config.tasks = _with_settings_of(config.tasks, tasks)
-    config.head_dropout = settings.head_dropout
-    if settings.max_length is not None:
-        config.max_seq_length = settings.max_length
-    if settings.backbone_dropout is not None:
-        set_dropout(config.text_config, settings.backbone_dropout)
-    return MTLModel.from_pretrained(
-        path,
-        config=config,
-        revision=settings.backbone_revision or "main",
-        trust_remote_code=settings.trust_remote_code,
-    )
-
-
-def _with_settings_of(saved: Sequence[TaskConfig], wanted: Sequence[TaskConfig]) -> list[TaskConfig]:
-    """Returns the saved heads with the wanted weights, in their order, and then the wanted tasks without a head."""
-    weights = {task.name: task.weight for task in wanted}
-    heads = [dataclasses.replace(task, weight=weights[task.name]) for task in saved if task.has_head]
-    return heads + [task for task in wanted if not task.has_head]
 
 
 def train(run: Run) -> dict[str, Any]:

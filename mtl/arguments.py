@@ -171,12 +171,15 @@ class MTLTrainingArguments(TrainingArguments):
                     "epoch 0 on what is frozen."
                 )
             self.freeze_schedule = JsonObject(FreezeSchedule.parse(self.freeze_schedule).to_dict())
-        if self.peft is not None:
-            adapter_config(self.peft)
-            self._check_freeze_with_adapter()
+        self._check_adapter()
         self._refuse_sharding()
 
-    def _check_freeze_with_adapter(self) -> None:
+    def _check_adapter(self) -> None:
+        if self.peft is None:
+            if self.save_adapter:
+                raise ValueError("save_adapter is set, but no adapter trains. Set `peft`, or leave it out.")
+            return
+        adapter_config(self.peft)
         parts = [] if self.freeze is None else self.freeze.split("+")
         if self.freeze_schedule is not None or not all(part.strip().startswith("heads") for part in parts):
             raise ValueError(

@@ -68,17 +68,17 @@ def build_card(
 
 def _eval_results(config: MTLConfig, datasets: Sequence[str], result: EvaluationResult) -> list[EvalResult]:
     entries = []
-    for task in config.tasks:
-        for metric, value in result.to_dict()["tasks"][task.name].items():
+    for name, metrics in result.to_dict()["tasks"].items():
+        for metric, value in metrics.items():
             if metric in ("support", "loss") or value is None:
                 continue
             entries.append(
                 EvalResult(
                     # The Hub has no type for regression on text.
-                    task_type="text-classification" if task.has_head else "sentence-similarity",
-                    task_name=task.name,
+                    task_type="text-classification" if config.task(name).has_head else "sentence-similarity",
+                    task_name=name,
                     # The Hub's reader joins results of one task type and data set unless their configuration differs.
-                    dataset_config=task.name,
+                    dataset_config=name,
                     dataset_type=datasets[0],
                     dataset_name=", ".join(datasets),
                     dataset_split=result.split,
@@ -116,8 +116,8 @@ def _training_section(report: dict[str, Any], command: str) -> str:
     keys = (
         "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
         "head_learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "weight_decay", "weighting",
-        "aggregation", "freeze",
-        "backbone_dropout", "head_dropout", "max_length", "seed",
+        "aggregation", "freeze", "freeze_schedule", "peft", "layer_decay", "average_weights", "backbone_dropout",
+        "head_dropout", "max_length", "seed",
     )  # fmt: skip
     shown = "\n".join(f"| {key} | {settings[key]} |" for key in keys if settings.get(key) is not None)
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())

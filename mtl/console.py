@@ -77,7 +77,7 @@ def sample_lines(model: MTLModel, texts: Sequence[Text], truths: Sequence[dict[s
     Args:
         model: The trained model.
         texts: The sentences, or pairs.
-        truths: For each sentence, the true label of each task as text.
+        truths: For each sentence, the true label of each task as text; a task that is left out has none.
     """
     lines = []
     embeddings = model.encode(list(texts))  # (N, H)
@@ -87,7 +87,8 @@ def sample_lines(model: MTLModel, texts: Sequence[Text], truths: Sequence[dict[s
         short = text if len(text) <= _WIDTH_OF_TEXT else text[: _WIDTH_OF_TEXT - 1] + "…"
         lines.append(f"  input      {short}")
         for task in filter(lambda task: task.has_head, model.config.tasks):
-            lines.append(f"    {task.name:<14} predicted {shown(task, predicted[task.name])}, true {truth[task.name]}")
+            true = truth.get(task.name, "-")
+            lines.append(f"    {task.name:<14} predicted {shown(task, predicted[task.name])}, true {true}")
         lines.append(f"    embedding[:5]  {[round(float(value), 4) for value in embedding[:5]]}")
     return "\n".join(lines)
 

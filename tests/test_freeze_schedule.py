@@ -157,6 +157,23 @@ def test_what_never_learns_is_not_in_the_optimizer(tiny_model: MakeModel, tmp_pa
     assert str(trainer.freezing).startswith("freeze=backbone+heads:topic from epoch 0, lower_layers:1+heads:topic fr")
 
 
+def test_optimizer_of_the_callers_own(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    watch, model = _Watch(), tiny_model()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    args = training_args(
+        tmp_path, freeze_schedule={0: "backbone", 1: "none"}, max_steps=6, per_device_train_batch_size=16
+    )
+    data = toy_splits[0]["train"]
+    trainer = MTLTrainer(model, args, train_dataset=data, optimizers=(optimizer, None), callbacks=[watch])
+    trainer.create_optimizer()
+    # As DistributedDataParallel is to find it.
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    trainer.train()
+    name = "backbone.encoder.layer.1.output.dense.weight"
+    moved = [not torch.equal(b[name], a[name]) for b, a in zip(watch.weights, watch.weights[1:], strict=False)]
+    assert moved == [False] * 4 + [True] * 2
+
+
 def test_training_twice_begins_the_schedule_again(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
     watch, model = _Watch(), tiny_model()
     args = training_args(

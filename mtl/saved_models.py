@@ -1,0 +1,92 @@
+"""A saved multi-task model as the start of a run: its tasks, those that are new, and those that are not named."""
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from configuration_mtl import TaskConfig
+from modeling_mtl import MTLModel, set_dropout
+from mtl.arguments import JsonObject, MTLTrainingArguments
+from mtl.checkpoints import head_meaning
+from mtl.settings import RunSettings
+
+logger = logging.getLogger(__name__)
+
+
+def load_saved(settings: RunSettings, path: str, tasks: Sequence[TaskConfig], config: Any) -> MTLModel:
+    """Loads a saved model; the settings may change how it trains and add tasks, but not what its heads mean.
+
+    Args:
+        settings: The settings of the run; `other_tasks` says what becomes of the tasks that it does not name.
+        path: Folder or repository of the model.
+        tasks: The tasks of the run; a fresh head is added for those that the model lacks, after its own.
+        config: The model's configuration; it is changed.
+
+    Raises:
+        ValueError: If a head, the pooling or the normalisation means something else in the settings, or the model has
+            tasks that they do not name.
+    """
+    saved, wanted = {task.name: task for task in config.tasks}, {task.name: task for task in tasks}
+    _check_meaning(settings, path, config, wanted)
+    others = [task.name for task in config.tasks if task.has_head and task.name not in wanted]
+    if others and settings.other_tasks == "error":
+        raise ValueError(
+            f"The model {path!r} also has the tasks {others}, which the settings do not name. Name them, with their "
+            "data; or set `other_tasks: keep`, which leaves their heads as they are, or `other_tasks: remove`."
+        )
+    # What has no head is a setting of training alone.
+    kept = [task for task in config.tasks if task.has_head or task.name in wanted]
+    config.tasks = [_as_wanted(task, wanted.get(task.name, task)) for task in kept]
+    config.head_dropout = settings.head_dropout
+    if settings.max_length is not None:
+        config.max_seq_length = settings.max_length
+    if settings.backbone_dropout is not None:
+        set_dropout(config.text_config, settings.backbone_dropout)
+    model: MTLModel = MTLModel.from_pretrained(
+        path,
+        config=config,
+        revision=settings.backbone_revision or "main",
+        trust_remote_code=settings.trust_remote_code,
+    )
+    for name in wanted:
+        if name not in saved:
+            logger.info("%s has no task %r: it is added%s.", path, name, ", with a fresh head" * wanted[name].has_head)
+            model.add_task(wanted[name])
+    for name in others:
+        logger.info("%s has a task %r that is not named: other_tasks=%s.", path, name, settings.other_tasks)
+        if settings.other_tasks == "remove":
+            model.remove_task(name)
+    return model
+
+
+def _as_wanted(saved: TaskConfig, wanted: TaskConfig) -> TaskConfig:
+    return dataclasses.replace(saved, weight=wanted.weight) if saved.has_head else wanted
+
+
+def _check_meaning(settings: RunSettings, path: str, config: Any, wanted: Mapping[str, TaskConfig]) -> None:
+    for task in config.tasks:
+        if task.name in wanted and (task.has_head or wanted[task.name].has_head):
+            saved_head, head = head_meaning(task.to_dict()), head_meaning(wanted[task.name].to_dict())
+            if saved_head != head:
+                raise ValueError(
+                    f"The model {path!r} has the head {saved_head}, the settings ask for {head}. Set them alike, or "
+                    "give the new task another name."
+                )
+    for name in ("pooling", "normalize_for_heads"):
+        saved_value, value = getattr(config, name), getattr(settings, name)
+        if saved_value != value:
+            raise ValueError(
+                f"The model {path!r} was trained with {name}={saved_value!r}, the settings ask for {value!r}. Set "
+                f"`{name}: {saved_value}`."
+            )
+
+
+def freeze_other_heads(args: MTLTrainingArguments, names: Sequence[str]) -> None:
+    """Adds to what the settings freeze the heads of tasks without labels, which would see nothing but weight decay."""
+    heads = f"heads:{','.join(names)}"
+    if args.freeze_schedule is not None:
+        schedule = {epoch: f"{setting}+{heads}" for epoch, setting in args.freeze_schedule.items()}
+        args.freeze_schedule = JsonObject(schedule)
+    else:
+        args.freeze = heads if args.freeze in (None, "none") else f"{args.freeze}+{heads}"
