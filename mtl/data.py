@@ -268,7 +268,7 @@ def _token_features(texts: Dataset, tokenizer: PreTrainedTokenizerBase) -> Featu
     # Of a batch without any text `map` would not see what its empty lists are lists of.
     if not texts.data[TEXT_COLUMN].null_count:
         return None
-    lists = dict.fromkeys(_tokenize_batch([""], [0], tokenizer=tokenizer, max_length=1), "int32")
+    lists = dict.fromkeys(_tokenize_batch([""], [0], tokenizer=tokenizer, max_length=512), "int32")
     scalars = {name: Value(kind) for name, kind in (("length", "int64"), ("row", "int64"), ("truncated", "bool"))}
     return Features({name: List(Value(kind)) for name, kind in lists.items()} | scalars)
 

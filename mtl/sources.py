@@ -31,16 +31,16 @@ class SourceConfig:
         files: One local file a split, for example `{"train": "train.csv", "dev": "dev.csv"}`.
         labels: Column of each task that the source labels.
         text: Column of the texts.
-        text_pair: Column of second texts, each encoded together with the first one, as one input.
-        compare_with: Column, or two columns, of further texts, each encoded for itself, to which tasks on the
-            embedding compare the first text: partner or positive, then the negative. An empty cell is no text.
-        pairs: Tasks that learn from the texts alone, without a label: `positive_pairs` and `triplets`.
         name: Name in messages and in column `source`; by default the last part of the path, without suffix.
         split_column: Column that says in which split a row is, for a source that is one table.
         label_separator: What stands between the labels of a multi-label cell, or between the numbers of a regression
             with several outputs, where the cell is a string.
         config_name: Configuration of a data set on the Hub, or of a folder.
         revision: Branch, tag or commit of a data set on the Hub.
+        text_pair: Column of second texts, each encoded together with the first one, as one input.
+        compare_with: Column, or two columns, of further texts, each encoded for itself, to which tasks on the
+            embedding compare the first text: partner or positive, then the negative. An empty cell is no text.
+        pairs: Tasks that learn from the texts alone, without a label: `positive_pairs` and `triplets`.
 
     Raises:
         ValueError: For a value that is empty or of the wrong type, an unknown split name, or settings that exclude
@@ -51,14 +51,14 @@ class SourceConfig:
     files: Mapping[str, str] | None = None
     labels: Mapping[str, str] = field(default_factory=dict)
     text: str = TEXT_COLUMN
-    text_pair: str | None = None
-    compare_with: Sequence[str] = ()
-    pairs: Sequence[str] = ()
     name: str | None = None
     split_column: str | None = None
     label_separator: str | None = None
     config_name: str | None = None
     revision: str | None = None
+    text_pair: str | None = None
+    compare_with: Sequence[str] = ()
+    pairs: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Validates the settings and fills in the name."""
@@ -71,11 +71,11 @@ class SourceConfig:
         object.__setattr__(self, "labels", _strings(self.name, "labels", self.labels))
         for key in ("compare_with", "pairs"):
             object.__setattr__(self, key, self._names(key, getattr(self, key)))
-        self._check_texts()
         for key in ("path", "text", "text_pair", "name", "split_column", "label_separator", "config_name", "revision"):
             value = getattr(self, key)
             if not (isinstance(value, str) and value) and not (value is None and key != "text"):
                 raise ValueError(f"Source {self.name!r}: `{key}` must be a non-empty string, found {value!r}.")
+        self._check_texts()
         if self.name is None:
             object.__setattr__(self, "name", self._default_name())
 
