@@ -1,6 +1,7 @@
 """Settings of training: those of `TrainingArguments`, and what several tasks add to them."""
 
 import logging
+import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -8,8 +9,10 @@ import torch
 from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 
+from mtl.launch import refuse_lone_process
 from mtl.metrics import LOWER_IS_BETTER
 from mtl.precision import has_fast_bf16
+from mtl.sampling import ANNEALED, NONE, Mixture
 
 logger = logging.getLogger(__name__)
 
@@ -24,6 +27,9 @@ class MTLTrainingArguments(TrainingArguments):
         precision: `"auto"` trains in bf16 autocast where the processor has it, else in fp32; or `"bf16"`, `"fp32"`.
         freeze: What does not learn; a setting of `mtl.freezing`. If not given, the model is taken as it is.
         weighting: How task losses are weighed; a name in `mtl.weighting.WEIGHTINGS`.
+        mixture: How sources share an epoch, which has as many rows as the data; see [`mtl.sampling.Mixture`]. With
+            `train_sampling_strategy="group_by_length"` batches hold rows of like length in any mixture.
+        homogeneous_batches: Whether a batch, over all ranks, holds rows of one source only.
         head_learning_rate: Learning rate of the heads and of learned task weights; `learning_rate` if not given.
         early_stopping_patience: Number of evaluations without a better score after which training stops.
         hub_strategy: `"end"`: with `push_to_hub` one push at the end, with card and report.
@@ -40,6 +46,11 @@ class MTLTrainingArguments(TrainingArguments):
         metadata={"help": "none | all | backbone | heads:<task>,... | heads_except:<task> | lower_layers:<N>."},
     )
     weighting: str = field(default="fixed", metadata={"help": "How task losses are weighed: fixed | uncertainty."})
+    mixture: str = field(
+        default=NONE,
+        metadata={"help": "Sources' shares: none | proportional | temperature:<T> | balanced | annealed."},
+    )
+    homogeneous_batches: bool = field(default=False, metadata={"help": "Whether a batch is of one source only."})
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the heads; learning_rate if not given."}
     )
@@ -57,6 +68,8 @@ class MTLTrainingArguments(TrainingArguments):
         """Chooses the precision, then validates as the base class does."""
         if self.precision not in ("auto", "bf16", "fp32"):
             raise ValueError(f"precision {self.precision!r} is unknown. Use 'auto', 'bf16' or 'fp32'.")
+        refuse_lone_process(os.environ)
+        self._check_sampling()
         self._refuse_what_is_not_supported()
         if self.precision == "bf16" or (self.precision == "auto" and not self.fp16):
             self.bf16 = self.bf16 or self.precision == "bf16" or has_fast_bf16(self.use_cpu)
@@ -91,6 +104,26 @@ class MTLTrainingArguments(TrainingArguments):
         if self.save_only_model and self.resume_from_checkpoint:
             raise ValueError(
                 "resume_from_checkpoint needs the optimizer's state, which save_only_model leaves out. Set one."
+            )
+
+    def _check_sampling(self) -> None:
+        mixture = Mixture.parse(self.mixture)
+        if self.dataloader_drop_last:
+            raise ValueError(
+                "dataloader_drop_last is not supported: it leaves rows out of evaluation, too. A short batch does no "
+                "harm: losses are normalised by their counts of labels. Leave it False."
+            )
+        if mixture.kind == NONE and not self.homogeneous_batches:
+            return
+        if self.train_sampling_strategy not in ("random", "group_by_length"):
+            raise ValueError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r} stands against mixture={self.mixture!r} "
+                f"and homogeneous_batches={self.homogeneous_batches}. Use 'random' or 'group_by_length'."
+            )
+        if mixture.kind == ANNEALED and self.homogeneous_batches and self.max_steps > 0:
+            raise ValueError(
+                "mixture='annealed' with homogeneous_batches needs the number of epochs to cut them alike. Set "
+                "num_train_epochs instead of max_steps."
             )
 
     def _choose_metric(self) -> None:

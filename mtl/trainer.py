@@ -29,6 +29,7 @@ from mtl.collation import MTLCollator
 from mtl.data import label_column
 from mtl.evaluation import EvaluationMetrics
 from mtl.freezing import apply_freezing
+from mtl.loading import follows_plan, make_plan, planned_loader
 from mtl.optimization import set_learning_rates
 from mtl.task_losses import TaskLossMeans
 from mtl.weighting import make_weighting
@@ -109,6 +110,16 @@ class MTLTrainer(Trainer):
         if resume_from_checkpoint:
             check_same_run(resume_from_checkpoint, self.model.config, self.args)
         return super().train(resume_from_checkpoint, *args, **kwargs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Follows a plan of rows where a mixture or several ranks need one; see `Trainer.get_train_dataloader`."""
+        if self.train_dataset is None or not follows_plan(self.args, self.train_dataset):
+            return super().get_train_dataloader()
+        dataset: Any = self.train_dataset
+        plan = make_plan(self.args, dataset, self._train_batch_size)
+        if hasattr(dataset, "column_names"):
+            dataset = self._remove_unused_columns(dataset, description="Training")
+        return planned_loader(plan, dataset, self.data_collator, self.args)
 
     def compute_loss(
         self,
