@@ -153,7 +153,7 @@ def _check_settings(args: MTLTrainingArguments) -> None:
             "auto_find_batch_size does not go with several processes: each would find its own size, and plan other "
             "batches. Set per_device_train_batch_size."
         )
-    accelerator = args.accelerator_config
+    accelerator: Any = args.accelerator_config  # Parsed by now.
     if accelerator.split_batches or accelerator.dispatch_batches:
         raise ValueError(
             "accelerator_config: split_batches and dispatch_batches have no effect on planned batches (a mixture, or "

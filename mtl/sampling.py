@@ -259,8 +259,9 @@ class SamplingPlan:
 
     def _in_random_order(self, batches: list[np.ndarray], chance: np.random.Generator) -> list[np.ndarray]:
         batches = [batches[place] for place in chance.permutation(len(batches))]
-        if self.lengths is not None and batches:
+        lengths = self.lengths
+        if lengths is not None and batches:
             # The longest row comes first, so that what does not fit into memory is told at once.
-            longest = max(range(len(batches)), key=lambda place: self.lengths[batches[place]].max(initial=0))
+            longest = max(range(len(batches)), key=lambda place: lengths[batches[place]].max(initial=0))
             batches[0], batches[longest] = batches[longest], batches[0]
         return batches

@@ -31,6 +31,7 @@ from mtl.evaluation import EvaluationMetrics
 from mtl.freezing import apply_freezing
 from mtl.loading import follows_plan, make_plan, planned_loader
 from mtl.optimization import set_learning_rates
+from mtl.sharded import check_sharding, is_sharding_asked_for, own_class
 from mtl.task_losses import TaskLossMeans
 from mtl.weighting import make_weighting
 
@@ -86,6 +87,11 @@ class MTLTrainer(Trainer):
             compute_metrics=compute_metrics or EvaluationMetrics(self.tasks),
             callbacks=callbacks,
             **kwargs,
+        )
+        check_sharding(
+            getattr(self.accelerator.state, "fsdp_plugin", None),
+            is_asked_for=is_sharding_asked_for(args),
+            has_learned_weights=any(True for _ in self.weighting.parameters()),
         )
         self.loss_is_scaled_for_ga = True
         self._task_losses = TaskLossMeans()
@@ -208,7 +214,8 @@ class MTLTrainer(Trainer):
             self.weighting.load_state_dict(load_file(os.path.join(checkpoint, WEIGHTING_NAME)))
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with own_class(self.accelerator.unwrap_model(self.model)):
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
             # The base class pickles the settings; a shared folder is to hold nothing that runs when it is read.

@@ -58,9 +58,18 @@ def check_epochs(batches: list[list[int]], mixture: str) -> None:
         assert all(sorted(epoch) == list(range(TOTAL)) for epoch in epochs)
 
 
-@pytest.mark.parametrize("accumulation", [1, 3])
-@pytest.mark.parametrize("homogeneous", [False, True])
-@pytest.mark.parametrize("mixture", ["proportional", "temperature:2", "balanced", "annealed"])
+@pytest.mark.parametrize(
+    ("mixture", "homogeneous", "accumulation"),
+    [
+        ("proportional", False, 1),
+        ("proportional", True, 3),
+        ("temperature:2", False, 3),
+        ("balanced", False, 1),
+        ("balanced", True, 1),
+        ("annealed", False, 3),
+        ("annealed", True, 3),
+    ],
+)
 def test_one_process(mixture: str, homogeneous: bool, accumulation: int, tmp_path: Path) -> None:
     settings: dict[str, Any] = {
         "mixture": mixture,
@@ -181,6 +190,26 @@ def test_one_process_without_a_mixture_keeps_the_sampler_of_the_base_class(tmp_p
 def test_settings_that_are_refused(settings: dict[str, Any], message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=message):
         MTLTrainingArguments(str(tmp_path), use_cpu=True, **settings)
+
+
+def test_other_mixture_does_not_resume(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"per_device_train_batch_size": 8, "save_steps": 2}
+    make_trainer(tmp_path, mixture="balanced", max_steps=2, save_strategy="steps", **settings).train()
+    with pytest.raises(ValueError, match="its mixture is balanced, that of this run annealed"):
+        make_trainer(tmp_path, mixture="annealed", max_steps=4, **settings).train(str(tmp_path / "checkpoint-2"))
+
+
+def test_order_that_is_not_resumed_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    # 43 rows are 6 batches of 8: step 3 is in the first epoch, step 8 in the second.
+    settings: dict[str, Any] = {"per_device_train_batch_size": 8, "train_sampling_strategy": "group_by_length"}
+    saving = {"save_strategy": "steps", "save_steps": 1, "max_steps": 8}
+    make_trainer(tmp_path, **settings, **saving).train()
+    said = []
+    for step in (3, 6, 8):
+        caplog.clear()
+        make_trainer(tmp_path, max_steps=9, **settings).train(str(tmp_path / f"checkpoint-{step}"))
+        said.append("The rest of epoch 2 comes in another order" in caplog.text)
+    assert said == [False, False, True]
 
 
 class _Stream(IterableDataset):

@@ -72,7 +72,9 @@ def test_largest_remainder() -> None:
     assert share_out([5, 3, 2], 1.0, 9) == [4, 3, 2]  # 4.5, 2.7, 1.8: the remainders 0.8 and 0.7 win.
 
 
-@pytest.mark.parametrize("mixture", ["frequent", "temperature", "temperature:0", "temperature:nan", "balanced:2", "None"])
+@pytest.mark.parametrize(
+    "mixture", ["frequent", "temperature", "temperature:0", "temperature:nan", "balanced:2", "None"]
+)
 def test_unknown_mixture(mixture: str) -> None:
     with pytest.raises(ValueError, match=f"mixture '{re.escape(mixture)}'"):
         Mixture.parse(mixture)
