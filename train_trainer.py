@@ -80,6 +80,7 @@ def cli() -> None:
         logger.debug("The set-up failed.", exc_info=True)  # With `--log_level debug`.
         sys.exit(f"train_trainer.py: error: {error}")
     finish(run, argv)
+    run.trainer.end()
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -125,8 +126,8 @@ def finish(run: Run, argv: Sequence[str]) -> dict[str, Any]:
     if run.trainer.is_world_process_zero():
         describe(run, report, results, argv)
         show(run, results)
-        if args.push_to_hub:
-            run.trainer.push_to_hub(commit_message="Upload model, card and report")
+    if args.push_to_hub:  # In every process: a model in shards is gathered from all of them.
+        run.trainer.push_to_hub(commit_message="Upload model, card and report")
     return report
 
 
@@ -134,16 +135,18 @@ def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
     """Loads the data and the model and puts them into a trainer."""
     path = resolve_backbone(settings.backbone)
     base_dir = Path(settings.data_dir) if settings.data_dir is not None else Path()
-    splits, tasks = load_sources(
-        [SourceConfig.from_dict(source) for source in settings.sources],
-        settings.task_configs(),
-        base_dir=base_dir,
-        seed=args.seed,
-        validation_fraction=settings.validation_fraction,
-        test_fraction=settings.test_fraction,
-        drop_empty=settings.drop_empty,
-        drop_overlap=settings.drop_overlap,
-    )
+    # One process a machine reads and tokenizes; the others then find it in the cache.
+    with args.main_process_first(desc="reading the sources"):
+        splits, tasks = load_sources(
+            [SourceConfig.from_dict(source) for source in settings.sources],
+            settings.task_configs(),
+            base_dir=base_dir,
+            seed=args.seed,
+            validation_fraction=settings.validation_fraction,
+            test_fraction=settings.test_fraction,
+            drop_empty=settings.drop_empty,
+            drop_overlap=settings.drop_overlap,
+        )
     model = load_model(settings, path, tasks)
     limit = model.max_tokens() or DEFAULT_MAX_LENGTH
     if settings.max_length is not None and settings.max_length > limit:
@@ -154,7 +157,8 @@ def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
     others = [name for name in model.config.task_names if name not in {task.name for task in tasks}]
     if others:
         freeze_other_heads(args, others)
-    splits, truncated = tokenize_splits(splits, model.tokenizer, max_length=limit, keep_text=True)
+    with args.main_process_first(desc="tokenizing"):
+        splits, truncated = tokenize_splits(splits, model.tokenizer, max_length=limit, keep_text=True)
     trainer = MTLTrainer(
         model,
         args,
@@ -241,7 +245,8 @@ def measure(run: Run, *, from_log: bool) -> list[EvaluationResult]:
 
 def show(run: Run, results: Sequence[EvaluationResult]) -> None:
     """Prints the results, some predictions by name, and what similarity looks like."""
-    model = run.trainer.model
+    # A model in shards cannot be called by one process alone, but what it has saved can.
+    model = MTLModel.from_pretrained(run.output_dir) if run.trainer.is_fsdp_enabled else run.trainer.model
     for result in results:
         print(metrics_table(f"\n{result.split}: score {result.score:.4f}, {result.num_rows:,} rows", result.metrics))
     split = results[-1].split if results else "train"
@@ -298,8 +303,9 @@ def _hub_name(backbone: str) -> str | None:
 
 def _set_up_logging(args: MTLTrainingArguments) -> None:
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
+    level = logging.INFO if args.should_log and args.log_level == "passive" else args.get_process_log_level()
     for name in ("train_trainer", "mtl"):
-        logging.getLogger(name).setLevel(args.get_process_log_level() if args.log_level != "passive" else logging.INFO)
+        logging.getLogger(name).setLevel(level)
     transformers_logging.set_verbosity_error()  # Its load report lists the pooler that is left out on purpose.
 
 

@@ -13,8 +13,10 @@ from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 from mtl.adapters import adapter_config
 from mtl.averaging import AverageSetting
 from mtl.freeze_schedule import FreezeSchedule
+from mtl.launch import refuse_lone_process
 from mtl.metrics import LOWER_IS_BETTER
 from mtl.precision import has_fast_bf16
+from mtl.sampling import ANNEALED, NONE, Mixture
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +48,9 @@ class MTLTrainingArguments(TrainingArguments):
             loss, or a name in `mtl.aggregation.AGGREGATIONS`.
         conflict_steps: Number of optimizer steps from one measurement of the tasks' gradients to the next; none is
             made if not given.
+        mixture: How sources share an epoch, which has as many rows as the data; see [`mtl.sampling.Mixture`]. With
+            `train_sampling_strategy="group_by_length"` batches hold rows of like length in any mixture.
+        homogeneous_batches: Whether a batch, over all ranks, holds rows of one source only.
         head_learning_rate: Learning rate of the heads and of learned task weights; `learning_rate` if not given.
         cache_embeddings: Whether the embeddings of all rows are computed once, and heads train from them: `"auto"`
             does so when the whole encoder is frozen; `"true"` is an error where that cannot be; `"false"` never.
@@ -88,6 +93,11 @@ class MTLTrainingArguments(TrainingArguments):
     conflict_steps: int | None = field(
         default=None, metadata={"help": "Every how many steps conflicts of the tasks' gradients are measured."}
     )
+    mixture: str = field(
+        default=NONE,
+        metadata={"help": "Sources' shares: none | proportional | temperature:<T> | balanced | annealed."},
+    )
+    homogeneous_batches: bool = field(default=False, metadata={"help": "Whether a batch is of one source only."})
     head_learning_rate: float | None = field(
         default=None, metadata={"help": "Learning rate of the heads; learning_rate if not given."}
     )
@@ -119,6 +129,8 @@ class MTLTrainingArguments(TrainingArguments):
         self.cache_embeddings = cache
         if cache not in ("auto", "true", "false"):
             raise ValueError(f"cache_embeddings {cache!r} is unknown. Use 'auto', 'true' or 'false'.")
+        refuse_lone_process(os.environ)
+        self._check_sampling()
         self._refuse_what_is_not_supported()
         if self.precision == "bf16" or (self.precision == "auto" and not self.fp16):
             self.bf16 = self.bf16 or self.precision == "bf16" or has_fast_bf16(self.use_cpu)
@@ -207,6 +219,26 @@ class MTLTrainingArguments(TrainingArguments):
             raise ValueError(
                 "freeze_schedule over several processes does not go with ddp_find_unused_parameters=False, "
                 "ddp_static_graph or activation (gradient) checkpointing. Leave these out, or use `freeze`."
+            )
+
+    def _check_sampling(self) -> None:
+        mixture = Mixture.parse(self.mixture)
+        if self.dataloader_drop_last:
+            raise ValueError(
+                "dataloader_drop_last is not supported: it leaves rows out of evaluation, too. A short batch does no "
+                "harm: losses are normalised by their counts of labels. Leave it False."
+            )
+        if mixture.kind == NONE and not self.homogeneous_batches:
+            return
+        if self.train_sampling_strategy not in ("random", "group_by_length"):
+            raise ValueError(
+                f"train_sampling_strategy={self.train_sampling_strategy!r} stands against mixture={self.mixture!r} "
+                f"and homogeneous_batches={self.homogeneous_batches}. Use 'random' or 'group_by_length'."
+            )
+        if mixture.kind == ANNEALED and self.homogeneous_batches and self.max_steps > 0:
+            raise ValueError(
+                "mixture='annealed' with homogeneous_batches needs the number of epochs to cut them alike. Set "
+                "num_train_epochs instead of max_steps."
             )
 
     def _choose_metric(self) -> None:

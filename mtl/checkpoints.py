@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME, TRAINER_STATE_NAME
+from transformers.trainer import OPTIMIZER_NAME, OPTIMIZER_NAME_BIN, SCHEDULER_NAME, TRAINER_STATE_NAME
 from transformers.utils import (
     ADAPTER_CONFIG_NAME,
     ADAPTER_SAFE_WEIGHTS_NAME,
@@ -21,6 +21,7 @@ from transformers.utils import (
 from configuration_mtl import MTLConfig
 from mtl.adapters import HEADS_NAME
 from mtl.arguments import MTLTrainingArguments
+from mtl.sampling import NONE
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,8 @@ def checkpoint_fault(folder: Path) -> str | None:
     # The trainer writes its state last, so that file stands for the others.
     if _read_json(folder / TRAINER_STATE_NAME) is None:
         return f"{TRAINER_STATE_NAME} is missing or cut off, so its save was interrupted"
-    for name in (OPTIMIZER_NAME, SCHEDULER_NAME):
+    is_sharded = (folder / OPTIMIZER_NAME_BIN).is_file()  # The name that FSDP gives it.
+    for name in (OPTIMIZER_NAME_BIN if is_sharded else OPTIMIZER_NAME, SCHEDULER_NAME):
         if not zipfile.is_zipfile(folder / name):  # What torch writes.
             return f"{name} is missing or cut off, so training cannot go on from it"
     has_adapter = (folder / ADAPTER_CONFIG_NAME).is_file()
@@ -98,9 +100,13 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
         )  # fmt: skip
         settings.setdefault("aggregation", "none")  # Of a run before there was another.
         pairs.append(({key: settings.get(key) for key in keys}, {key: now.get(key) for key in keys}))
+        # Absent from checkpoints of before there were mixtures.
+        sampling = [key for key in ("mixture", "homogeneous_batches") if key in settings]
+        pairs.append(({key: settings[key] for key in sampling}, {key: now[key] for key in sampling}))
         for key in ("learning_rate", "head_learning_rate"):
             if settings.get(key) != now.get(key):
                 logger.warning("%s stays %s, as in %s.", key, settings.get(key), checkpoint)
+    _warn_of_another_order(checkpoint, args)
     for before, after in pairs:
         changed = [key for key in before if before[key] != after[key]]
         if changed:
@@ -108,6 +114,18 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
                 f"{str(checkpoint)!r} cannot be resumed from: its {changed[0]} is {before[changed[0]]}, that of this "
                 f"run {after[changed[0]]}. Set it alike, or start anew in another `output_dir`."
             )
+
+
+def _warn_of_another_order(checkpoint: str | os.PathLike[str], args: MTLTrainingArguments) -> None:
+    epoch = (_read_json(Path(checkpoint) / TRAINER_STATE_NAME) or {}).get("epoch") or 0.0
+    is_plain = args.mixture == NONE and not args.homogeneous_batches and args.world_size == 1
+    # The Trainer draws this order from torch's global generator, which in the first epoch only is as it was.
+    if is_plain and args.train_sampling_strategy == "group_by_length" and epoch > 1 and epoch % 1:
+        logger.warning(
+            "The rest of epoch %d comes in another order than in the run that is resumed: some rows are seen twice, "
+            "others not. With `mixture: proportional` group_by_length resumes exactly.",
+            int(epoch) + 1,
+        )
 
 
 def head_meaning(task: Mapping[str, Any]) -> dict[str, Any]:

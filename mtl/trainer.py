@@ -32,7 +32,9 @@ from mtl.evaluation import EvaluationMetrics
 from mtl.freeze_schedule import FreezeScheduleCallback, begin_freezing
 from mtl.gradient_balance import ConflictCallback, GradientBalance
 from mtl.initial_losses import initial_losses
+from mtl.loading import follows_plan, make_plan, planned_loader
 from mtl.optimization import head_rate, learning_rates, set_learning_rates
+from mtl.sharded import check_sharding, is_sharding_asked_for, own_class
 from mtl.task_losses import TaskLossMeans
 from mtl.weighting import WEIGHTINGS, make_weighting
 from mtl.weighting_callback import WeightingCallback
@@ -90,6 +92,11 @@ class MTLTrainer(AdapterTrainer):
             compute_metrics=compute_metrics or EvaluationMetrics(self.tasks),
             callbacks=callbacks,
             **kwargs,
+        )
+        check_sharding(
+            getattr(self.accelerator.state, "fsdp_plugin", None),
+            is_asked_for=is_sharding_asked_for(args),
+            has_learned_weights=any(True for _ in self.weighting.parameters()),
         )
         self.loss_is_scaled_for_ga = True
         self._task_losses = TaskLossMeans()
@@ -168,6 +175,19 @@ class MTLTrainer(AdapterTrainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Counts none for batches of embeddings, where the base class would warn; see `Trainer.floating_point_ops`."""
         return 0 if POOLED in inputs else super().floating_point_ops(inputs)
+
+    def get_train_dataloader(self) -> DataLoader:
+        """Follows a plan of rows where a mixture or several ranks need one; see `Trainer.get_train_dataloader`."""
+        if self.train_dataset is None or not follows_plan(self.args, self.train_dataset):
+            return super().get_train_dataloader()
+        dataset: Any = self.train_dataset
+        plan = make_plan(self.args, dataset, self._train_batch_size)
+        rows = None if self.embedding_cache is None else self.embedding_cache.rows(dataset)
+        if rows is not None:
+            dataset = rows
+        elif hasattr(dataset, "column_names"):
+            dataset = self._remove_unused_columns(dataset, description="Training")
+        return planned_loader(plan, dataset, self.data_collator, self.args)
 
     def compute_loss(
         self,
@@ -297,7 +317,8 @@ class MTLTrainer(AdapterTrainer):
             self.averaging.load(checkpoint, self.args.device)
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        super()._save(output_dir, state_dict)
+        with own_class(self.accelerator.unwrap_model(self.model)):
+            super()._save(output_dir, state_dict)
         if self.args.should_save:
             folder = Path(output_dir or str(self.args.output_dir))
             # The base class pickles the settings; a shared folder is to hold nothing that runs when it is read.

@@ -1,0 +1,28 @@
+"""Finds out that a launcher has started one process where several were asked for."""
+
+from collections.abc import Mapping
+
+# Set by torchrun and by the MPI launchers that accelerate reads, for every process of several.
+_WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def refuse_lone_process(environment: Mapping[str, str]) -> None:
+    """Refuses the environment that `accelerate launch --cpu --num_processes 2` gives the one process it starts.
+
+    Its launcher for a CPU (`prepare_simple_launcher_cmd_env`, accelerate 1.15) exports the address of a main process,
+    which it does only for several processes, but neither rank nor world size, and starts the script once.
+
+    Args:
+        environment: The environment variables.
+
+    Raises:
+        ValueError: If this is that process.
+    """
+    is_accelerate = "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment
+    if is_accelerate and not any(name in environment for name in _WORLD_SIZES):
+        raise ValueError(
+            "`accelerate launch` was asked for several processes, but without GPUs it starts only this one, which "
+            "would train alone. Use `torchrun --nproc_per_node=<N> <script> ...` (with `--use_cpu true` for "
+            "train_trainer.py on a CPU), `accelerate launch --multi_gpu --num_processes <N> ...`, or "
+            "`--num_processes 1`."
+        )
