@@ -5,8 +5,8 @@
     python benchmarks/weighting.py --write docs/weighting.md  # the same, between the markers of that file
 
 A method is a setting of `weighting`, or `aggregation/<name>` for one of `aggregation`, with fixed weights. DWA weighs
-by the two epochs before, so one or two epochs would only show equal weights. Each training runs in a process of its
-own (`freezing_run.py`), so that its peak of memory is its own. The machine should do nothing else.
+by the two epochs before, so in one or two epochs its weights are the fixed ones. Each training runs in a process of
+its own (`freezing_run.py`), so that its peak of memory is its own. The machine should do nothing else.
 """
 
 import argparse

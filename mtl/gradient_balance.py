@@ -8,6 +8,7 @@ import torch
 from accelerate import Accelerator, DistributedType
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from transformers.training_args import OptimizerNames
 
 from modeling_mtl import MTLModel
 from mtl.aggregation import Aggregation
@@ -17,6 +18,9 @@ from mtl.loss_weighting import LossWeighting
 from mtl.task_gradients import TaskGradients
 
 logger = logging.getLogger(__name__)
+
+# Optimizers that the base class treats in a way of their own before or in the backward pass.
+_OWN_PASSES = ("lomo", "adalomo", "schedule_free")
 
 
 class GradientBalance:
@@ -138,12 +142,14 @@ def _refuse(setting: str, args: MTLTrainingArguments, accelerator: Accelerator, 
     value = getattr(args, setting)
     checkpointing: Any = args.activation_checkpointing_kwargs or {}  # Parsed by now.
     is_reentrant = bool(args.activation_checkpointing) and checkpointing.get("use_reentrant", False)
+    optim = OptimizerNames(args.optim).value
     kind = accelerator.distributed_type
     sharded = {DistributedType.FSDP, DistributedType.DEEPSPEED, DistributedType.MEGATRON_LM}
     faults = {
         f"{accelerator.num_processes} processes: each would aggregate the gradients of its own rows. Train in one, "
         "with more gradient_accumulation_steps": single and accelerator.num_processes > 1,
         f"{kind.value}, which shards the parameters": kind in sharded,
+        f"optim={optim!r}, which has a part of its own in each pass": single and optim.startswith(_OWN_PASSES),
         "fp16, whose losses are scaled as a whole. Use bf16 or fp32": args.fp16,
         "torch_compile, whose graphs can be differentiated only once": args.torch_compile,
         "activation_checkpointing_kwargs={'use_reentrant': True}, which allows only a whole backward pass. Set it to "

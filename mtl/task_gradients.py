@@ -99,13 +99,16 @@ class TaskGradients:
 
     def take(self) -> StepGradients | None:
         """Returns the gradients of the step, and begins anew; None if nothing shared learns or no task has a label."""
+        tasks, weights, gathered = self._tasks, self._parameters, self._jacobians
+        self._tasks, self._parameters, self._jacobians = (), [], []
+        if not tasks:
+            return None
         parameters, jacobians = [], []
-        for weight, jacobian in zip(self._parameters, self._jacobians, strict=True):
+        for weight, jacobian in zip(weights, gathered, strict=True):
             if self._reduce_mean is not None:  # With zeros, as every process has to take part for every parameter.
-                jacobian = weight.new_zeros(len(self._tasks), *weight.shape) if jacobian is None else jacobian
+                jacobian = weight.new_zeros(len(tasks), *weight.shape) if jacobian is None else jacobian
                 jacobian = self._reduce_mean(jacobian)
             if jacobian is not None:
                 parameters.append(weight)
                 jacobians.append(jacobian)
-        tasks, self._tasks, self._parameters, self._jacobians = self._tasks, (), [], []
-        return StepGradients(tasks, parameters, jacobians) if tasks and parameters else None
+        return StepGradients(tasks, parameters, jacobians) if parameters else None

@@ -311,6 +311,7 @@ def test_absent_task_is_left_out_of_the_conflicts(tiny_model: MakeModel, toy_spl
             },
             "aggregation='sum' does not go with activation_checkpointing_kwargs=.'use_reentrant': True.",
         ),
+        ({"aggregation": "sum", "optim": "lomo"}, "aggregation='sum' does not go with optim='lomo'"),
         ({"conflict_steps": 0}, "conflict_steps must be a positive number of steps, found 0"),
     ],
 )
