@@ -36,6 +36,7 @@ from mtl.settings import (
     parse_settings,
     resolve_backbone,
 )
+from mtl.teachers import completed_tasks, load_mtl_teacher, taught_tasks, with_teachers
 from mtl.trainer import MTLTrainer
 
 logger = logging.getLogger("train_trainer")
@@ -126,18 +127,37 @@ def finish(run: Run, argv: Sequence[str]) -> dict[str, Any]:
 
 def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
     """Loads the data and the model and puts them into a trainer."""
-    path = resolve_backbone(settings.backbone)
+    resolve_backbone(settings.backbone)  # A package that is missing is told before anything is read.
     base_dir = Path(settings.data_dir) if settings.data_dir is not None else Path()
+    sources = [SourceConfig.from_dict(source) for source in settings.sources]
+    teachers = [
+        load_mtl_teacher(name, trust_remote_code=settings.trust_remote_code, device=args.device)
+        for name in settings.teacher
+    ]
+    labelled = {name for source in sources for name in source.labels}
+    tasks = completed_tasks(settings.task_configs(), teachers, labelled)
     splits, tasks = load_sources(
-        [SourceConfig.from_dict(source) for source in settings.sources],
-        settings.task_configs(),
+        sources,
+        tasks,
         base_dir=base_dir,
         seed=args.seed,
         validation_fraction=settings.validation_fraction,
         test_fraction=settings.test_fraction,
         drop_empty=settings.drop_empty,
         drop_overlap=settings.drop_overlap,
+        taught=taught_tasks(tasks, teachers),
     )
+    if teachers and "train" in splits:
+        with args.main_process_first(desc="what teachers say"):
+            splits["train"] = with_teachers(splits["train"], tasks, teachers)
+    return assemble(settings, args, splits, tasks)
+
+
+def assemble(
+    settings: RunSettings, args: MTLTrainingArguments, splits: DatasetDict, tasks: tuple[TaskConfig, ...]
+) -> Run:
+    """Loads the model and puts it and the data, not yet tokenised, into a trainer."""
+    path = resolve_backbone(settings.backbone)
     model = load_model(settings, path, tasks)
     limit = model.max_tokens() or DEFAULT_MAX_LENGTH
     if settings.max_length is not None and settings.max_length > limit:

@@ -11,6 +11,14 @@ from transformers import PreTrainedTokenizerBase
 
 from configuration_mtl import IGNORE_INDEX, REGRESSION, SINGLE_LABEL, TaskConfig
 from mtl.labels import label_column
+from mtl.teacher_columns import teacher_column
+
+TEACHERS = "teachers"
+"""Key of a batch that holds what teachers say, by task."""
+ORIGINALS = "original_embeddings"
+"""Key of a batch that holds the embeddings of the original encoder."""
+ORIGINAL_COLUMN = "original_embedding"
+"""Column of a row's embedding by the original encoder."""
 
 
 @dataclass(frozen=True)
@@ -20,6 +28,9 @@ class MTLCollator:
     Labels are int64 class ids with -100 for missing, (B,); for multi-label float32 with nan, (B, C); for regression
     float32 with nan, (B,) for one output and else (B, C). An example without a task's column has no label for it. What
     else the tokenizer makes, such as `token_type_ids`, is padded with it; other columns are left out.
+
+    Where examples have columns of teachers or of original embeddings (see `mtl.distillation`, `mtl.preservation`), a
+    batch has `teachers`, (B, C) float32 with nan for each such task, and `original_embeddings`, (B, H).
 
     Args:
         tokenizer: The tokenizer; says with what, and on which side, to pad.
@@ -49,7 +60,8 @@ class MTLCollator:
         batch = self.tokenizer.pad(
             inputs, pad_to_multiple_of=self.pad_to_multiple_of, return_attention_mask=True, return_tensors="pt"
         )
-        return {**batch, "labels": {task.name: _label_tensor(task, examples) for task in self.tasks}}
+        labels = {task.name: _label_tensor(task, examples) for task in self.tasks}
+        return {**batch, "labels": labels, **_guidance(self.tasks, examples)}
 
 
 def _label_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]]) -> Tensor:
@@ -60,3 +72,21 @@ def _label_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]]) -> Te
     absent = missing if is_scalar else [missing] * (task.num_labels or 1)
     values = [absent if example.get(column) is None else example[column] for example in examples]
     return torch.from_numpy(np.asarray(values, dtype=np.int64 if is_classes else np.float32))  # (B,) or (B, C)
+
+
+def _guidance(tasks: Sequence[TaskConfig], examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    # The rows of a data set have the same columns, so all its batches have the same keys.
+    taught = [task for task in tasks if teacher_column(task.name) in examples[0]]
+    guidance: dict[str, Any] = {}
+    if taught:
+        guidance[TEACHERS] = {task.name: _teacher_tensor(task, examples) for task in taught}
+    if ORIGINAL_COLUMN in examples[0]:
+        vectors = np.asarray([example[ORIGINAL_COLUMN] for example in examples], dtype=np.float32)
+        guidance[ORIGINALS] = torch.from_numpy(vectors)  # (B, H)
+    return guidance
+
+
+def _teacher_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]]) -> Tensor:
+    column, width = teacher_column(task.name), task.num_labels or 1
+    says = [np.full(width, np.nan) if example.get(column) is None else example[column] for example in examples]
+    return torch.from_numpy(np.stack([np.asarray(cell, dtype=np.float32).reshape(width) for cell in says]))  # (B, C)

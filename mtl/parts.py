@@ -119,7 +119,8 @@ def _read_file(source: SourceConfig, path: Path) -> Table:
 
 
 def _wanted(source: SourceConfig) -> set[str]:
-    return {source.text, *source.labels.values()} | ({source.split_column} if source.split_column else set())
+    columns = {source.text, *source.labels.values(), *source.teachers.values()}
+    return columns | ({source.split_column} if source.split_column else set())
 
 
 def _read_folder(source: SourceConfig, folder: Path) -> dict[str, Table]:
@@ -176,9 +177,10 @@ def _as_part(source: SourceConfig, split: str, loaded: Table) -> Part:
     where = f"split {split!r} of source {source.name!r} (found {columns})"
     if source.text not in columns:
         raise ValueError(f"Text column {source.text!r} is not in {where}. Set `text` in the source.")
-    for task, column in source.labels.items():
+    for setting, column in _label_columns(source, split).items():
         if column not in columns:
-            raise ValueError(f"Task {task!r}: column {column!r} is not in {where}. Set `labels.{task}` in the source.")
+            task = setting.partition(".")[2]
+            raise ValueError(f"Task {task!r}: column {column!r} is not in {where}. Set `{setting}` in the source.")
     if source.split_column is not None and source.split_column not in columns:
         raise ValueError(f"Split column {source.split_column!r} is not in {where}. Set `split_column` in the source.")
     names = _class_names(table.schema)
@@ -188,6 +190,13 @@ def _as_part(source: SourceConfig, split: str, loaded: Table) -> Part:
         elif pa.types.is_string_view(item.type):
             table = table.set_column(index, item.name, table[item.name].cast(pa.string()))
     return Part(source, split, table, names, np.arange(table.num_rows))
+
+
+def _label_columns(source: SourceConfig, split: str) -> dict[str, str]:
+    # Nobody is taught by another split than train, so its file may lack the teachers' columns.
+    teachers = source.teachers if split == "train" else {}
+    labels = {f"labels.{task}": column for task, column in source.labels.items()}
+    return labels | {f"teachers.{task}": column for task, column in teachers.items()}
 
 
 def _class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:

@@ -46,6 +46,8 @@ class RunSettings:
         max_length: Limit of a text, in tokens; what is longer is truncated. If not given, 128, or as many as the
             encoder takes.
         data_dir: Folder that relative paths of sources start from; the working directory if not given.
+        teacher: A saved `MTLModel`, or several, from whose soft labels for the training texts tasks of the same name
+            and labels learn too; a folder or a name on the Hub each. See `mtl.distillation`.
         drop_empty: Whether rows without text are left out, where they are an error otherwise.
         drop_overlap: Whether rows of validation and test whose text is also in train are left out.
         validation_fraction: Share of train that becomes validation where the source has none.
@@ -66,6 +68,7 @@ class RunSettings:
     head_dropout: float = field(default=0.1, metadata={"help": "Dropout before the heads."})
     max_length: int | None = field(default=None, metadata={"help": "Limit of a text, in tokens; 128 if not given."})
     data_dir: str | None = field(default=None, metadata={"help": "Folder that relative source paths start from."})
+    teacher: list[str] = field(default_factory=list, metadata={"help": "Saved multi-task models to learn from."})
     drop_empty: bool = field(default=False, metadata={"help": "Leave out rows without text."})
     drop_overlap: bool = field(default=False, metadata={"help": "Leave out evaluation rows that train has too."})
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of train cut off for validation."})
@@ -76,6 +79,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         """Checks that there is something to learn, and from where."""
+        self.teacher = [self.teacher] if isinstance(self.teacher, str) else list(self.teacher or ())
         for name in ("tasks", "sources"):
             if not getattr(self, name):
                 raise ValueError(f"No {name} are given. List them under `{name}:` in the YAML file.")

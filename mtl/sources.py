@@ -22,9 +22,9 @@ class SourceConfig:
     """One data set to train on: where it lies, and which of its columns is the text and which label which task.
 
     Args:
-        path: A local CSV, TSV, JSON, JSONL or Parquet file; a local folder, either with one such file a split
-            (`train.csv`, `dev.csv` ...), or as `save_to_disk` or a clone of a Hub data set leaves it; or, where
-            nothing of that name exists, the name of a data set on the Hub. Give `path` or `files`.
+        path: A local CSV, TSV, JSON, JSONL, Parquet or TXT file (of one text a line); a local folder, either with one
+            such file a split (`train.csv`, `dev.csv` ...), or as `save_to_disk` or a clone of a Hub data set leaves
+            it; or, where nothing of that name exists, the name of a data set on the Hub. Give `path` or `files`.
         files: One local file a split, for example `{"train": "train.csv", "dev": "dev.csv"}`.
         labels: Column of each task that the source labels.
         text: Column of the texts.
@@ -34,6 +34,7 @@ class SourceConfig:
             with several outputs, where the cell is a string.
         config_name: Configuration of a data set on the Hub, or of a folder.
         revision: Branch, tag or commit of a data set on the Hub.
+        teachers: Column of each task that holds what a teacher says of the text; see `mtl.teacher_columns`.
 
     Raises:
         ValueError: For a value that is empty or of the wrong type, an unknown split name, or settings that exclude
@@ -49,6 +50,7 @@ class SourceConfig:
     label_separator: str | None = None
     config_name: str | None = None
     revision: str | None = None
+    teachers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Validates the settings and fills in the name."""
@@ -59,6 +61,7 @@ class SourceConfig:
         elif isinstance(self.path, os.PathLike):
             object.__setattr__(self, "path", os.fspath(self.path))
         object.__setattr__(self, "labels", _strings(self.name, "labels", self.labels))
+        object.__setattr__(self, "teachers", _strings(self.name, "teachers", self.teachers))
         for key in ("path", "text", "name", "split_column", "label_separator", "config_name", "revision"):
             value = getattr(self, key)
             if not (isinstance(value, str) and value) and not (value is None and key != "text"):

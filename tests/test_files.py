@@ -127,7 +127,7 @@ def test_categories_and_other_columns_do_no_harm(tmp_path: Path) -> None:
             "column 'topic' has 9223372036854775808 in row 1, more than 64 bits hold. Write such numbers as strings",
         ),
         ("a.parquet", b"text", "cannot read .*a.parquet"),
-        ("a.xlsx", b"", r"has suffix '.xlsx'; known are \['.csv', '.tsv', '.json', '.jsonl', '.parquet'\]"),
+        ("a.xlsx", b"", r"has suffix '.xlsx'; known are \['.csv', '.tsv', '.json', '.jsonl', '.parquet', '.txt'\]"),
     ],
 )
 def test_file_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
