@@ -128,8 +128,8 @@ def _check_labelled(split: str, table: pa.Table, tasks: Sequence[TaskConfig], ta
     shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     logger.info("Split %r: %s rows; labelled: %s.", split, f"{table.num_rows:,}", shown)
     for name in [name for name, count in counts.items() if not count]:
-        if split == "train" and name in taught:
-            logger.info("Task %r has no labelled row in split 'train': it learns from its teacher alone.", name)
+        if name in taught:
+            logger.info("Task %r has no labelled row in split %r: its teacher alone knows it there.", name, split)
             continue
         if split == "train":
             raise ValueError(f"Task {name!r} has no labelled row in split 'train'. Fill its column, or drop the task.")

@@ -7,7 +7,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
@@ -26,6 +26,9 @@ class JsonObject(dict):
 
     def __init__(self, value: Any = ()) -> None:
         super().__init__(json.loads(value) if isinstance(value, str) else value)
+
+
+Settings = TypeVar("Settings")
 
 
 @dataclass
@@ -100,14 +103,26 @@ class RunSettings:
 
 
 def parse_settings(argv: Sequence[str]) -> tuple[RunSettings, MTLTrainingArguments]:
+    """Reads `[settings.yaml] [--key value ...]` of `train_trainer.py`; see `parse_settings_of`."""
+    return parse_settings_of(RunSettings, argv, program="train_trainer.py")
+
+
+def parse_settings_of(
+    kind: type[Settings], argv: Sequence[str], *, program: str
+) -> tuple[Settings, MTLTrainingArguments]:
     """Reads `[settings.yaml] [--key value ...]`; the command line wins over the file.
+
+    Args:
+        kind: Dataclass of the program's own settings, beside those of training.
+        argv: The command line.
+        program: Name of the program, for its help.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a key is unknown (the message names the nearest right one) or a value does not fit.
     """
-    kinds: Any = (RunSettings, MTLTrainingArguments)
-    parser = HfArgumentParser(kinds, prog="train_trainer.py", allow_abbrev=False)
+    kinds: Any = (kind, MTLTrainingArguments)
+    parser = HfArgumentParser(kinds, prog=program, allow_abbrev=False)
     parser.add_argument("settings", nargs="?", help="YAML file with any of the settings below.")
     if {"-h", "--help"} & set(argv):
         parser.parse_args(["--help"])  # While the defaults are there to be shown.

@@ -3,6 +3,7 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
@@ -14,6 +15,7 @@ from configuration_mtl import IGNORE_INDEX, REGRESSION, MTLConfig, TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.data import label_column
+from mtl.teacher_columns import as_teacher_column, teacher_column
 from mtl.trainer import MTLTrainer
 
 TASKS = (TaskConfig("topic", num_labels=3), TaskConfig("valence", REGRESSION, weight=0.5))
@@ -36,12 +38,24 @@ def make_rows(count: int) -> Dataset:
     return Dataset.from_list(rows)
 
 
+def taught(rows: Dataset) -> Dataset:
+    """Returns the rows with random teachers, unevenly missing."""
+    generator = torch.Generator().manual_seed(1)
+    for name, width in (("topic", 3), ("valence", 1)):
+        values = torch.randn(len(rows), width, generator=generator).softmax(dim=-1)  # (N, C)
+        values[[number % 7 < 3 for number in range(len(rows))]] = float("nan")
+        rows = rows.add_column(teacher_column(name), as_teacher_column(values.numpy()))
+    return rows
+
+
 def main() -> None:
     """Trains and writes `weights.safetensors`, `weighting.safetensors` and `log.json`."""
     parser = argparse.ArgumentParser()
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
+    parser.add_argument("--taught", action="store_true", help="Learn from teachers and from the original encoder too.")
     options = parser.parse_args()
+    guidance: dict[str, Any] = {"teacher_annealing": True, "distillation_temperature": 2.0, "preserve_embeddings": 0.5}
     set_seed(0)
     text_config = BertConfig(
         vocab_size=50,
@@ -69,9 +83,12 @@ def main() -> None:
         logging_steps=1,
         save_strategy="no",
         precision="fp32",
+        **(guidance if options.taught else {}),
     )
     rows = make_rows(96)
-    trainer = MTLTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+    train = taught(rows) if options.taught else rows
+    model.tokenizer = tokenizer
+    trainer = MTLTrainer(model, args, train_dataset=train, eval_dataset=rows, processing_class=tokenizer)
     trainer.train()
     evaluated = trainer.evaluate()
     if trainer.is_world_process_zero():

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import NAN, training_args
+from checks import NAN, output_layer, training_args
 from conftest import MakeModel, ToyRows, WriteRows
 from datasets import DatasetDict
 from torch import Tensor
@@ -346,11 +346,8 @@ def test_resuming_amid_annealing_equals_the_unbroken_run(
     args = training_args(tmp_path / "constant", **{**settings, "teacher_annealing": False})
     constant = MTLTrainer(make_model(tasks=tasks), args, train_dataset=splits["train"])
     constant.train()
-    assert not torch.equal(constant.model.heads.topic.out_proj.weight, resumed.model.heads.topic.out_proj.weight)
-
-
-def _write(write: WriteRows, toy_rows: ToyRows, **cells: Any) -> str:
-    return str(write([{**row, **{name: cell for name, cell in cells.items()}} for row in toy_rows(20, 0)]))
+    weights = [output_layer(run.model, "topic").weight for run in (constant, resumed)]
+    assert not torch.equal(*weights)
 
 
 TEACHERS = {"topic": "p_topic", "tags": "p_tags", "valence": "p_valence"}
@@ -368,7 +365,7 @@ def _tasks(tasks: tuple[TaskConfig, ...]) -> list[TaskConfig]:
 
 def test_columns_of_a_source(write: WriteRows, toy_rows: ToyRows, tasks: tuple[TaskConfig, ...]) -> None:
     rows = toy_rows(20, 0)
-    cells = [
+    cells: list[dict[str, Any]] = [
         {"p_topic": [0.2, 0.3, 0.49], "p_tags": [0.1, None, 1.0, 0.0], "p_valence": 2.5},
         {"p_topic": None, "p_tags": None, "p_valence": None},
     ]
