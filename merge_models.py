@@ -159,7 +159,7 @@ def merge(run: Run, teachers: Sequence[Teacher], argv: Sequence[str]) -> dict[st
         figures = compare(run, teachers, results)
         text = merging_section(figures, run.tasks)
         if run.trainer.is_world_process_zero():
-            print(text)
+            print(f"{text}\nIn what follows the true labels are what the teachers decide.")
         # As results of evaluation they would pass for figures against labels.
         return {"results": {}, "merging": figures}, text
 

@@ -1,6 +1,7 @@
 """Single-task classifiers merged into one model, on tiny models that learned toy rows."""
 
 import json
+import runpy
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from conftest import SENTIMENTS, TOPICS, SaveBackbone, ToyRows, WriteRows
@@ -23,6 +25,7 @@ from mtl.merging import latency_ms, metrics_of_probabilities, sizes, with_decisi
 from mtl.teacher_columns import as_teacher_column
 
 ROOT = Path(__file__).parent.parent
+BENCHMARK = runpy.run_path(str(ROOT / "benchmarks" / "merging.py"))
 TrainTeacher = Callable[..., str]
 NAN = float("nan")
 
@@ -183,7 +186,7 @@ def test_on_the_command_line_an_error_is_a_message(tmp_path: Path) -> None:
     assert "merge_models.py: error:" in ended.stderr and "Traceback" not in ended.stderr
 
 
-def test_all_texts_held_out_or_none(
+def test_nothing_held_out_is_refused(
     tmp_path: Path, train_teacher: TrainTeacher, backbone_dir: SaveBackbone, toy_rows: ToyRows, write: WriteRows
 ) -> None:
     backbone_dir("bert")
@@ -232,3 +235,23 @@ def test_sizes_and_latency() -> None:
     durations = latency_ms({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, repeats=2)
     assert calls == ["a", "b"] * 3
     assert set(durations) == {"a", "b"} and min(durations.values()) >= 0
+
+
+def test_benchmark_takes_rows_of_every_split_and_shows_the_figures() -> None:
+    splits = ["train"] * 5 + ["test"] * 3
+    table = pa.table({"row": list(range(8)), "split": splits})
+    assert sorted(BENCHMARK["limited"](table, 2)["row"].to_pylist()) == [0, 4, 5, 7]
+    assert BENCHMARK["limited"](table, None).num_rows == 8
+    gold = {"teacher": {"accuracy": 0.5, "pearson": 0.5}, "student": {"accuracy": 0.25, "pearson": None}}
+    cost = {"parameters": 3000, "size_mib": 3.0, "latency_ms": 30.0}
+    figures = {
+        "gold": {"test": dict.fromkeys(("topic", "sentiment", "valence"), gold)},
+        "agreement": {"test": dict.fromkeys(("topic", "sentiment", "valence"), {"accuracy": 0.75, "pearson": 0.125})},
+        "cost": {"teachers": cost, "student": cost, "ratio": dict.fromkeys(cost, 1.0)},
+        "precision": "fp32",
+        "machine": {"threads": 2, "platform": "here", "torch": "2", "transformers": "5"},
+    }
+    text = BENCHMARK["tables"]({"0": figures})
+    assert "| 0 | topic | accuracy | 0.5000 | 0.2500 | 0.7500 |" in text
+    assert "| 0 | valence | pearson | 0.5000 | undefined | 0.1250 |" in text
+    assert "| 0 | parameters | 3,000 | 3,000 | 1.00 |" in text
