@@ -29,7 +29,7 @@ from mtl.merging import (
     sizes,
     with_decisions,
 )
-from mtl.settings import JsonObject, RunSettings, parse_settings_of
+from mtl.settings import JsonObject, RunSettings, parse_settings_of, resolve_backbone
 from mtl.sources import TEXT_COLUMN
 from mtl.teacher_columns import teacher_column
 from mtl.teachers import Teacher, load_classifier_teacher, with_teachers
@@ -113,6 +113,7 @@ def set_up(argv: Sequence[str]) -> tuple[Run, list[Teacher]]:
     """Reads the settings, asks the teachers, and puts model and data into a trainer."""
     settings, args = parse_settings_of(MergeSettings, argv, program=PROGRAM)
     set_up_logging(args)
+    resolve_backbone(settings.backbone)  # A package that is missing is told before anything is read.
     teachers = [
         load_classifier_teacher(task, name, trust_remote_code=settings.trust_remote_code, device=args.device)
         for task, name in settings.by_task().items()

@@ -17,6 +17,7 @@ import torch
 from datasets import Dataset, Features, List, Value
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
+from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from configuration_mtl import MULTI_LABEL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
 from inference_mtl import position_limit
@@ -29,8 +30,6 @@ logger = logging.getLogger(__name__)
 
 _CACHE_VERSION = 1  # raise it when a teacher says something else of the same texts
 _ROWS_AT_ONCE = 1000
-_NO_LIMIT = 10**20
-"""What a tokenizer that was saved without a limit of tokens gives for one, and more."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,7 +144,10 @@ def load_classifier_teacher(
     tokenizer = AutoTokenizer.from_pretrained(name, **hub)
     if tokenizer.pad_token_id is None:
         raise ValueError(f"Teacher {task}={name}: its tokenizer has no pad token. Set one, and save it again.")
-    limits = [limit for limit in (tokenizer.model_max_length, position_limit(config)) if limit and limit < _NO_LIMIT]
+    # A tokenizer that was saved without a limit has one of 1e30.
+    limits = [
+        limit for limit in (tokenizer.model_max_length, position_limit(config)) if limit and limit < LARGE_INTEGER
+    ]
     return Teacher(
         name,
         model.to(device or "cpu").eval(),

@@ -242,11 +242,13 @@ def test_benchmark_takes_rows_of_every_split_and_shows_the_figures() -> None:
     table = pa.table({"row": list(range(8)), "split": splits})
     assert sorted(BENCHMARK["limited"](table, 2)["row"].to_pylist()) == [0, 4, 5, 7]
     assert BENCHMARK["limited"](table, None).num_rows == 8
+    tasks = ("topic", "sentiment", "valence")
+    agreement = {"accuracy": 0.75, "pearson": 0.125}
     gold = {"teacher": {"accuracy": 0.5, "pearson": 0.5}, "student": {"accuracy": 0.25, "pearson": None}}
     cost = {"parameters": 3000, "size_mib": 3.0, "latency_ms": 30.0}
     figures = {
-        "gold": {"test": dict.fromkeys(("topic", "sentiment", "valence"), gold)},
-        "agreement": {"test": dict.fromkeys(("topic", "sentiment", "valence"), {"accuracy": 0.75, "pearson": 0.125})},
+        "gold": {"test": {task: gold for task in tasks}},
+        "agreement": {"test": {task: agreement for task in tasks}},
         "cost": {"teachers": cost, "student": cost, "ratio": dict.fromkeys(cost, 1.0)},
         "precision": "fp32",
         "machine": {"threads": 2, "platform": "here", "torch": "2", "transformers": "5"},
