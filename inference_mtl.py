@@ -176,7 +176,7 @@ class InferenceMixin(PreTrainedModel):
 
     def max_tokens(self) -> int | None:
         """Returns the limit, in tokens, at which `encode` and `predict` truncate; None if there is none."""
-        limits = [self.tokenizer.model_max_length, self.config.max_seq_length, _positions(self.config.text_config)]
+        limits = [self.tokenizer.model_max_length, self.config.max_seq_length, position_limit(self.config.text_config)]
         # A tokenizer that was saved without a limit has one of 1e30, which is more than it can read back.
         return min((limit for limit in limits if limit is not None and limit < LARGE_INTEGER), default=None)
 
@@ -229,7 +229,8 @@ def _as_texts(sentences: str | Iterable[Text]) -> list[Text]:
     return texts
 
 
-def _positions(text_config: PreTrainedConfig) -> int | None:
+def position_limit(text_config: PreTrainedConfig) -> int | None:
+    """Returns how many tokens an encoder's position embeddings are for; None if its configuration has no limit."""
     limit = getattr(text_config, "max_position_embeddings", None)
     # These number their positions from the padding index on, so two of them are never used.
     offset = 2 if text_config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0

@@ -9,7 +9,7 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +38,7 @@ from mtl.settings import (
     parse_settings,
     resolve_backbone,
 )
+from mtl.teachers import completed_tasks, load_mtl_teacher, taught_tasks, with_teachers
 from mtl.trainer import MTLTrainer
 
 logger = logging.getLogger("train_trainer")
@@ -71,6 +72,10 @@ class Run:
         return Path(str(self.trainer.args.output_dir))
 
 
+Study = Callable[[Run, Sequence[EvaluationResult]], tuple[dict[str, Any], str]]
+"""What another program measures of a trained model: figures that go over those of the report, and text of the card."""
+
+
 def cli() -> None:
     """Runs the program on the command line; what is wrong with settings or data ends it with its message alone."""
     argv = sys.argv[1:]
@@ -92,15 +97,23 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
 def set_up(argv: Sequence[str]) -> Run:
     """Reads the settings and prepares what they ask for; see `parse_settings` and `prepare`."""
     settings, args = parse_settings(argv)
-    _set_up_logging(args)
+    set_up_logging(args)
     set_seed(args.seed)  # The fresh heads are drawn before the trainer sets the seed.
     return prepare(settings, args)
 
 
-def finish(run: Run, argv: Sequence[str]) -> dict[str, Any]:
+def finish(
+    run: Run, argv: Sequence[str], *, program: str = "train_trainer.py", study: Study | None = None
+) -> dict[str, Any]:
     """Trains, saves, measures and describes; returns the report.
 
     The model is saved before it is measured, so that what fails then does not cost the training.
+
+    Args:
+        run: The run.
+        argv: The command line.
+        program: The program that it is of.
+        study: What is measured of the trained model, and told in the card, in place of its results.
     """
     args = run.trainer.args
     if run.settings.search is not None:
@@ -123,8 +136,12 @@ def finish(run: Run, argv: Sequence[str]) -> dict[str, Any]:
         history=run.trainer.state.log_history,
         results=results,
     )
+    text = ""
+    if study is not None:
+        figures, text = study(run, results)
+        report |= figures
     if run.trainer.is_world_process_zero():
-        describe(run, report, results, argv)
+        describe(run, report, results if study is None else [], [program, *argv], text)
         show(run, results)
     if args.push_to_hub:  # In every process: a model in shards is gathered from all of them.
         run.trainer.push_to_hub(commit_message="Upload model, card and report")
@@ -133,20 +150,39 @@ def finish(run: Run, argv: Sequence[str]) -> dict[str, Any]:
 
 def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
     """Loads the data and the model and puts them into a trainer."""
-    path = resolve_backbone(settings.backbone)
+    resolve_backbone(settings.backbone)  # A package that is missing is told before anything is read.
     base_dir = Path(settings.data_dir) if settings.data_dir is not None else Path()
+    sources = [SourceConfig.from_dict(source) for source in settings.sources]
+    teachers = [
+        load_mtl_teacher(name, trust_remote_code=settings.trust_remote_code, device=args.device)
+        for name in settings.teacher
+    ]
+    labelled = {name for source in sources for name in source.labels}
+    tasks = completed_tasks(settings.task_configs(), teachers, labelled)
     # One process a machine reads and tokenizes; the others then find it in the cache.
     with args.main_process_first(desc="reading the sources"):
         splits, tasks = load_sources(
-            [SourceConfig.from_dict(source) for source in settings.sources],
-            settings.task_configs(),
+            sources,
+            tasks,
             base_dir=base_dir,
             seed=args.seed,
             validation_fraction=settings.validation_fraction,
             test_fraction=settings.test_fraction,
             drop_empty=settings.drop_empty,
             drop_overlap=settings.drop_overlap,
+            taught=taught_tasks(tasks, teachers),
         )
+    if teachers and "train" in splits:
+        with args.main_process_first(desc="what teachers say"):
+            splits["train"] = with_teachers(splits["train"], tasks, teachers)
+    return assemble(settings, args, splits, tasks)
+
+
+def assemble(
+    settings: RunSettings, args: MTLTrainingArguments, splits: DatasetDict, tasks: tuple[TaskConfig, ...]
+) -> Run:
+    """Loads the model and puts it and the data, not yet tokenised, into a trainer."""
+    path = resolve_backbone(settings.backbone)
     model = load_model(settings, path, tasks)
     limit = model.max_tokens() or DEFAULT_MAX_LENGTH
     if settings.max_length is not None and settings.max_length > limit:
@@ -260,8 +296,10 @@ def show(run: Run, results: Sequence[EvaluationResult]) -> None:
         print(f"  {kind:<10} {float(first @ second):+.3f}  {pair[0]!r} / {pair[1]!r}")
 
 
-def describe(run: Run, report: dict[str, Any], results: Sequence[EvaluationResult], argv: Sequence[str]) -> None:
-    """Writes `report.json` and the model card with the figures, beside the model."""
+def describe(
+    run: Run, report: dict[str, Any], results: Sequence[EvaluationResult], command: Sequence[str], text: str = ""
+) -> None:
+    """Writes `report.json` and the model card with the figures, beside the model; the card ends with a text."""
     output, settings = run.output_dir, run.settings
     write_report(report, output / REPORT)
     card = build_card(
@@ -273,8 +311,9 @@ def describe(run: Run, report: dict[str, Any], results: Sequence[EvaluationResul
         datasets=[str(SourceConfig.from_dict(source).name) for source in settings.sources],
         results=results,
         report=report,
-        command=shlex.join(["python", "train_trainer.py", *without_tokens(argv)]),
+        command=shlex.join(["python", *without_tokens(command)]),
     )
+    card.text += text
     card.save(output / CARD)
     print(f"\nSaved to {output}: the model with its code, {REPORT}, and the card in {CARD}.")
 
@@ -301,10 +340,11 @@ def _hub_name(backbone: str) -> str | None:
     return None if Path(backbone).is_dir() else backbone
 
 
-def _set_up_logging(args: MTLTrainingArguments) -> None:
+def set_up_logging(args: MTLTrainingArguments) -> None:
+    """Lets the program and its modules tell what they do, and transformers only errors."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     level = logging.INFO if args.should_log and args.log_level == "passive" else args.get_process_log_level()
-    for name in ("train_trainer", "mtl"):
+    for name in ("train_trainer", "merge_models", "mtl"):
         logging.getLogger(name).setLevel(level)
     transformers_logging.set_verbosity_error()  # Its load report lists the pooler that is left out on purpose.
 

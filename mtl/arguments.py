@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -58,6 +59,12 @@ class MTLTrainingArguments(TrainingArguments):
             below it; the highest has `learning_rate`. All layers have that rate if not given.
         average_weights: What is evaluated and saved instead of the weights of a single step: an average of
             `mtl.averaging`, `ema:<decay>` or `last:<fraction of training>`. Training goes on with the raw weights.
+        distillation_temperature: Temperature T at which student and teacher are compared; see `mtl.distillation`.
+        teacher_annealing: Whether, where a row has a label and a teacher, the share of the label in the loss rises
+            from 0 to 1 over the steps of training.
+        gold_share: That share where it does not rise.
+        preserve_embeddings: Weight of the loss that keeps embeddings near those of the encoder that training began
+            with; 0 for none. See `mtl.preservation`.
         early_stopping_patience: Number of evaluations without a better score after which training stops.
         hub_strategy: `"end"`: with `push_to_hub` one push at the end, with card and report.
         metric_for_best_model: As in `TrainingArguments`; where a best model is to be found, by default `score`, the
@@ -111,6 +118,16 @@ class MTLTrainingArguments(TrainingArguments):
         default=None,
         metadata={"help": "Evaluate and save an average of the weights: ema:<decay> | last:<fraction of training>."},
     )
+    distillation_temperature: float = field(
+        default=1.0, metadata={"help": "Temperature at which the student is compared with its teachers."}
+    )
+    teacher_annealing: bool = field(
+        default=False, metadata={"help": "Let the share of labels against teachers rise from 0 to 1 over training."}
+    )
+    gold_share: float = field(default=0.5, metadata={"help": "Share of the label where a row has a teacher too."})
+    preserve_embeddings: float = field(
+        default=0.0, metadata={"help": "Weight of the loss that keeps embeddings near the original encoder's."}
+    )
     early_stopping_patience: int | None = field(
         default=None, metadata={"help": "Evaluations without a better score after which training stops."}
     )
@@ -132,6 +149,7 @@ class MTLTrainingArguments(TrainingArguments):
         refuse_lone_process(os.environ)
         self._check_sampling()
         self._refuse_what_is_not_supported()
+        self._check_distillation()
         if self.precision == "bf16" or (self.precision == "auto" and not self.fp16):
             self.bf16 = self.bf16 or self.precision == "bf16" or has_fast_bf16(self.use_cpu)
             # Where there is no accelerator the base class takes bf16 only from those who say so.
@@ -240,6 +258,19 @@ class MTLTrainingArguments(TrainingArguments):
                 "mixture='annealed' with homogeneous_batches needs the number of epochs to cut them alike. Set "
                 "num_train_epochs instead of max_steps."
             )
+
+    def _check_distillation(self) -> None:
+        if not (math.isfinite(self.distillation_temperature) and self.distillation_temperature > 0):
+            raise ValueError(f"distillation_temperature must be more than 0, found {self.distillation_temperature}.")
+        if not 0 <= self.gold_share <= 1:
+            raise ValueError(f"gold_share must be from 0 to 1, found {self.gold_share}.")
+        if self.teacher_annealing and self.gold_share != 0.5:
+            raise ValueError(
+                f"gold_share={self.gold_share} would have no effect with teacher_annealing, which lets it rise from 0 "
+                "to 1. Set one of them."
+            )
+        if not (math.isfinite(self.preserve_embeddings) and self.preserve_embeddings >= 0):
+            raise ValueError(f"preserve_embeddings must be a finite weight >= 0, found {self.preserve_embeddings}.")
 
     def _choose_metric(self) -> None:
         # Given in any case, the Trainer would look for it at every evaluation, whatever the evaluation measures.

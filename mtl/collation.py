@@ -12,9 +12,16 @@ from transformers import BatchEncoding, PreTrainedTokenizerBase
 from configuration_mtl import CLASS_ID_TYPES, FURTHER_TEXTS, IGNORE_INDEX, REGRESSION, SCORED_PAIRS, TaskConfig
 from mtl.labels import label_column
 from mtl.sources import FURTHER_COLUMNS
+from mtl.teacher_columns import teacher_column
 
 POOLED = "pooled"
 """Column, and argument of the model, of embeddings that were computed before."""
+TEACHERS = "teachers"
+"""Key of a batch that holds what teachers say, by task."""
+ORIGINALS = "original_embeddings"
+"""Key of a batch that holds the embeddings of the original encoder."""
+ORIGINAL_COLUMN = "original_embedding"
+"""Column of a row's embedding by the original encoder."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +42,9 @@ class MTLCollator:
 
     Where a task compares texts, every batch also has `others`, the padded inputs of all further texts in it, (M, T')
     each, and `partners`, (B, 2): the row in `others` of an example's second and third text, -1 for none.
+
+    Where examples have columns of teachers or of original embeddings (see `mtl.distillation`, `mtl.preservation`), a
+    batch has `teachers`, (B, C) float32 with nan for each such task, and `original_embeddings`, (B, H).
 
     Args:
         tokenizer: The tokenizer; says with what, and on which side, to pad.
@@ -69,7 +79,7 @@ class MTLCollator:
         batch["labels"] = {task.name: _label_tensor(task, examples) for task in self.tasks}
         if any(task.problem_type in FURTHER_TEXTS for task in self.tasks):
             batch["others"], batch["partners"] = self._further(examples)
-        return batch
+        return {**batch, **_guidance(self.tasks, examples)}
 
     @property
     def input_names(self) -> list[str]:
@@ -115,3 +125,21 @@ def _label_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]]) -> Te
     absent = missing if is_scalar else [missing] * (task.num_labels or 1)
     values = [absent if example.get(column) is None else example[column] for example in examples]
     return torch.from_numpy(np.asarray(values, dtype=np.int64 if is_classes else np.float32))  # (B,) or (B, C)
+
+
+def _guidance(tasks: Sequence[TaskConfig], examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    # The rows of a data set have the same columns, so all its batches have the same keys.
+    taught = [task for task in tasks if teacher_column(task.name) in examples[0]]
+    guidance: dict[str, Any] = {}
+    if taught:
+        guidance[TEACHERS] = {task.name: _teacher_tensor(task, examples) for task in taught}
+    if ORIGINAL_COLUMN in examples[0]:
+        vectors = np.asarray([example[ORIGINAL_COLUMN] for example in examples], dtype=np.float32)
+        guidance[ORIGINALS] = torch.from_numpy(vectors)  # (B, H)
+    return guidance
+
+
+def _teacher_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]]) -> Tensor:
+    column, width = teacher_column(task.name), task.num_labels or 1
+    says = [np.full(width, np.nan) if example.get(column) is None else example[column] for example in examples]
+    return torch.from_numpy(np.stack([np.asarray(cell, dtype=np.float32).reshape(width) for cell in says]))  # (B, C)

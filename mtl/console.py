@@ -43,7 +43,8 @@ class ProgressReport(ProgressCallback):
             self.training_bar.write(self._evaluation_line(logs))
 
     def _training_line(self, state: TrainerState, logs: dict[str, Any]) -> str:
-        parts = [f"{task.name} {logs[f'loss_{task.name}']:.4f}" for task in self.tasks if f"loss_{task.name}" in logs]
+        names = [f"{kind}_{task.name}" for task in self.tasks for kind in ("loss", "teacher_loss")]
+        parts = [f"{name.removeprefix('loss_')} {logs[name]:.4f}" for name in names if name in logs]
         return (
             f"step {state.global_step}/{state.max_steps}  epoch {logs['epoch']:.2f}  loss {logs['loss']:.4f} "
             f"({', '.join(parts)})  lr {logs['learning_rate']:.2e}"

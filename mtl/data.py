@@ -1,16 +1,16 @@
 """Sources -> one `DatasetDict`, whose rows carry a text and every task's label or "missing" -> its tokens.
 
 Columns: `text`, one `label_<task>` for each task (see [`label_column`]), and `source`, the name of the source; where a
-source has them, `text_pair`, encoded together with the text, and `further_1` and `further_2`, each for itself. Which
-rows are in which split is told in `mtl.splits`, what a label cell means in `mtl.labels`.
+source has them, `text_pair`, encoded together with the text, `further_1` and `further_2`, each for itself, and a
+`teacher_<task>`. Which rows are in which split is told in `mtl.splits`, what a label cell means in `mtl.labels`, a
+teacher's in `mtl.teacher_columns`.
 """
 
 import hashlib
 import json
 import logging
 import os
-import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,10 +32,12 @@ from transformers import PreTrainedTokenizerBase
 
 from configuration_mtl import FURTHER_TEXTS, POSITIVE_PAIRS, TRIPLETS, TaskConfig
 from inference_mtl import Text, tokenize
+from mtl.content_keys import key_of_tokenizer
 from mtl.labels import count_labelled, encode_labels, label_column, resolve_task
 from mtl.parts import Part, is_blank, read_source
 from mtl.sources import FURTHER_COLUMNS, PAIR_COLUMN, SPLITS, TEXT_COLUMN, SourceConfig
 from mtl.splits import check_overlap, cut_missing_splits
+from mtl.teacher_columns import encode_teacher, teacher_column
 
 __all__ = ["SourceConfig", "label_column", "load_sources", "tokenize_splits"]
 
@@ -55,12 +57,13 @@ def load_sources(
     test_fraction: float = 0.1,
     drop_empty: bool = False,
     drop_overlap: bool = False,
+    taught: Collection[str] = (),
 ) -> tuple[DatasetDict, tuple[TaskConfig, ...]]:
     """Reads the sources into one `DatasetDict` and completes the tasks with the labels that the data has.
 
     Args:
         sources: The sources; their names must differ.
-        tasks: The tasks; each one labelled by at least one source.
+        tasks: The tasks; each one labelled, or taught, by at least one source.
         base_dir: Folder from which relative paths of sources start; the working directory if not given.
         seed: Seed of the cuts.
         validation_fraction: Share of a source's distinct train texts that becomes validation where it has none; 0 for
@@ -68,6 +71,7 @@ def load_sources(
         test_fraction: The same for test.
         drop_empty: Whether rows without text are left out, where they are an error otherwise.
         drop_overlap: Whether rows of validation and test whose text is also in train are left out.
+        taught: Tasks that a teacher will label, so that no source needs to.
 
     Returns:
         The splits that there are, of train, validation and test, and the tasks with their number of labels known
@@ -77,7 +81,9 @@ def load_sources(
         FileNotFoundError: If a file, folder or data set is not there.
         ValueError: If a source, a task, a text or a label is not as it must be; the message says where, and the fix.
     """
-    _check_settings(sources, tasks, validation_fraction, test_fraction)
+    in_columns = {name for source in sources for name in source.teachers}
+    taught = in_columns | set(taught)
+    _check_settings(sources, tasks, validation_fraction, test_fraction, taught)
     parts = [
         part for source in sources for part in read_source(source, base_dir=base_dir, drop_empty=drop_empty).values()
     ]
@@ -87,39 +93,50 @@ def load_sources(
     if not any(part.split == "train" for part in parts):
         logger.warning("No source has a split 'train': there is nothing to train on.")
     columns = _text_columns(sources)
-    tables = {split: [_encode(part, tasks, columns) for part in parts if part.split == split] for split in SPLITS}
+    tables = {
+        split: [_encode(part, tasks, columns, in_columns) for part in parts if part.split == split] for split in SPLITS
+    }
     splits = {split: pa.concat_tables(some) for split, some in tables.items() if some}
     splits = check_overlap(splits, drop=drop_overlap)
     for split, table in splits.items():
-        _check_labelled(split, table, tasks)
+        _check_labelled(split, table, tasks, taught)
     return DatasetDict({name: Dataset(table, split=NamedSplit(name)) for name, table in splits.items()}), tasks
 
 
 def _check_settings(
-    sources: Sequence[SourceConfig], tasks: Sequence[TaskConfig], validation_fraction: float, test_fraction: float
+    sources: Sequence[SourceConfig],
+    tasks: Sequence[TaskConfig],
+    validation_fraction: float,
+    test_fraction: float,
+    taught: Collection[str],
 ) -> None:
     shares = (validation_fraction, test_fraction)
     if not all(0 <= share < 1 for share in shares) or sum(shares) >= 1:
         raise ValueError(f"validation_fraction and test_fraction are {shares}; each must be >= 0 and their sum < 1.")
-    names = [source.name for source in sources]
-    doubled = sorted({str(name) for name in names if names.count(name) > 1})
-    if doubled or not sources:
-        found = f"Sources {doubled} stand more than once" if doubled else "No sources are given"
-        raise ValueError(f"{found}. Give at least one source, each with a `name` of its own.")
+    names = _checked_names(sources)
     known = [task.name for task in tasks]
     for source in sources:
-        for key, given in (("labels", source.labels), ("pairs", source.pairs)):
+        for key, given in (("labels", source.labels), ("teachers", source.teachers), ("pairs", source.pairs)):
             unknown = [name for name in given if name not in known]
             if unknown:
                 raise ValueError(
                     f"Source {source.name!r}: `{key}` has {unknown}, but the tasks are {known}. Correct it."
                 )
         _check_comparisons(source, tasks)
-    for task in tasks:
+    for task in [task for task in tasks if task.name not in taught]:
         has_column = task.problem_type not in _WITHOUT_LABEL
         if not any(task.name in (source.labels if has_column else source.pairs) for source in sources):
             found, fix = ("label column", f"labels.{task.name}") if has_column else ("rows", "pairs")
             raise ValueError(f"Task {task.name!r} has no {found} in any source {names}. Set `{fix}` in one.")
+
+
+def _checked_names(sources: Sequence[SourceConfig]) -> list[str]:
+    names = [str(source.name) for source in sources]
+    doubled = sorted({name for name in names if names.count(name) > 1})
+    if doubled or not sources:
+        found = f"Sources {doubled} stand more than once" if doubled else "No sources are given"
+        raise ValueError(f"{found}. Give at least one source, each with a `name` of its own.")
+    return names
 
 
 def _check_comparisons(source: SourceConfig, tasks: Sequence[TaskConfig]) -> None:
@@ -148,12 +165,13 @@ def _text_columns(sources: Sequence[SourceConfig]) -> list[str]:
     return [*pair, *FURTHER_COLUMNS[: max(len(source.compare_with) for source in sources)]]
 
 
-def _encode(part: Part, tasks: Sequence[TaskConfig], columns: Sequence[str]) -> pa.Table:
+def _encode(part: Part, tasks: Sequence[TaskConfig], columns: Sequence[str], in_columns: Collection[str]) -> pa.Table:
     own = dict(zip(FURTHER_COLUMNS, part.source.compare_with, strict=False)) | {PAIR_COLUMN: part.source.text_pair}
     texts = {column: _texts_or_null(part, own.get(column)) for column in columns}
     labels = {label_column(task.name): encode_labels(task, part) for task in tasks}
+    teachers = {teacher_column(task.name): encode_teacher(task, part) for task in tasks if task.name in in_columns}
     sources = pa.repeat(part.source.name, len(part.rows))
-    return pa.table({TEXT_COLUMN: part.texts.cast(pa.string()), **texts, **labels, "source": sources})
+    return pa.table({TEXT_COLUMN: part.texts.cast(pa.string()), **texts, **labels, **teachers, "source": sources})
 
 
 def _texts_or_null(part: Part, column: str | None) -> pa.Array | pa.ChunkedArray:
@@ -169,11 +187,14 @@ def row_texts(rows: Mapping[str, Sequence[Any]]) -> list[Text]:
     return [text if pair is None else (text, pair) for text, pair in zip(rows[TEXT_COLUMN], pairs, strict=True)]
 
 
-def _check_labelled(split: str, table: pa.Table, tasks: Sequence[TaskConfig]) -> None:
+def _check_labelled(split: str, table: pa.Table, tasks: Sequence[TaskConfig], taught: Collection[str]) -> None:
     counts = {task.name: count_labelled(task, table[label_column(task.name)]) for task in tasks}
     shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
     logger.info("Split %r: %s rows; labelled: %s.", split, f"{table.num_rows:,}", shown)
     for name in [name for name, count in counts.items() if not count]:
+        if name in taught:
+            logger.info("Task %r has no labelled row in split %r: its teacher alone knows it there.", name, split)
+            continue
         if split == "train":
             raise ValueError(f"Task {name!r} has no labelled row in split 'train'. Fill its column, or drop the task.")
         logger.warning("Task %r has no labelled row in split %r: nothing is measured there.", name, split)
@@ -206,7 +227,7 @@ def tokenize_splits(
     special = tokenizer.num_special_tokens_to_add(pair=has_pairs)
     if max_length <= special:
         raise ValueError(f"max_length is {max_length} tokens, of which {special} are special ones. Set it to more.")
-    tokenizer_key = _tokenizer_key(tokenizer)
+    tokenizer_key = key_of_tokenizer(tokenizer)
     splits, truncated = DatasetDict(), {}
     for split, dataset in datasets.items():
         if TEXT_COLUMN not in dataset.column_names:
@@ -300,17 +321,3 @@ def _tokenize_batch(
     truncated = [is_long and not is_absent for is_long, is_absent in zip(too_long, absent, strict=True)]
     lengths = [len(ids) for ids in columns["input_ids"]]
     return {**columns, "length": lengths, "row": rows, "truncated": truncated}
-
-
-def _tokenizer_key(tokenizer: PreTrainedTokenizerBase) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with tempfile.TemporaryDirectory() as folder:
-        tokenizer.save_pretrained(folder)
-        for file in sorted(Path(folder).rglob("*")):
-            content = file.read_bytes() if file.is_file() else b""
-            if file.name == "tokenizer.json":
-                # How the tokenizer was last called; every call here sets both anew.
-                state = json.loads(content) | {"truncation": None, "padding": None}
-                content = json.dumps(state, sort_keys=True).encode()
-            digest.update(json.dumps([file.name, len(content)]).encode() + content)
-    return digest.hexdigest()

@@ -104,6 +104,16 @@ def read_parquet(path: Path, wanted: Collection[str]) -> Table:
         return columns, file.read(columns=_present(columns, wanted))
 
 
+def read_lines(path: Path, wanted: Collection[str]) -> Table:
+    """Reads a UTF-8 file that holds one text a line, as column `text`; an empty line is an empty text."""
+    # Not `splitlines`, which also breaks at characters that a text may hold.
+    lines = path.read_text(encoding="utf-8-sig").split("\n")
+    if lines[-1] == "":  # What follows the last line break is no line.
+        lines.pop()
+    texts = pa.array([line.removesuffix("\r") for line in lines], pa.string())
+    return ["text"], pa.table({"text": texts} if "text" in wanted else {})
+
+
 def _present(columns: list[str], wanted: Collection[str]) -> list[str]:
     present = [column for column in columns if column in wanted]
     if len(set(present)) < len(present):
@@ -117,5 +127,6 @@ READERS: dict[str, Callable[[Path, Collection[str]], Table]] = {
     ".json": read_json,
     ".jsonl": read_json,
     ".parquet": read_parquet,
+    ".txt": read_lines,
 }
 """How to read a file, by its suffix."""

@@ -134,7 +134,7 @@ def _read_file(source: SourceConfig, path: Path) -> Table:
 
 
 def _wanted(source: SourceConfig) -> set[str]:
-    columns = {*(column for _, column in source.text_columns), *source.labels.values()}
+    columns = {*(column for _, column in source.text_columns), *source.labels.values(), *source.teachers.values()}
     return columns | ({source.split_column} if source.split_column else set())
 
 
@@ -193,9 +193,10 @@ def _as_part(source: SourceConfig, split: str, loaded: Table) -> Part:
     for key, column in source.text_columns:
         if column not in columns:
             raise ValueError(f"Text column {column!r} is not in {where}. Set `{key}` in the source.")
-    for task, column in source.labels.items():
+    for setting, column in _label_columns(source, split).items():
         if column not in columns:
-            raise ValueError(f"Task {task!r}: column {column!r} is not in {where}. Set `labels.{task}` in the source.")
+            task = setting.partition(".")[2]
+            raise ValueError(f"Task {task!r}: column {column!r} is not in {where}. Set `{setting}` in the source.")
     if source.split_column is not None and source.split_column not in columns:
         raise ValueError(f"Split column {source.split_column!r} is not in {where}. Set `split_column` in the source.")
     return Part(source, split, _plain(table), _class_names(table.schema), np.arange(table.num_rows))
@@ -209,6 +210,13 @@ def _plain(table: pa.Table) -> pa.Table:
         elif pa.types.is_string_view(item.type):
             table = table.set_column(index, item.name, table[item.name].cast(pa.string()))
     return table
+
+
+def _label_columns(source: SourceConfig, split: str) -> dict[str, str]:
+    # Nobody is taught by another split than train, so its file may lack the teachers' columns.
+    teachers = source.teachers if split == "train" else {}
+    labels = {f"labels.{task}": column for task, column in source.labels.items()}
+    return labels | {f"teachers.{task}": column for task, column in teachers.items()}
 
 
 def _class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:

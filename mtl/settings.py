@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
@@ -18,6 +18,9 @@ from mtl.arguments import JsonObject, MTLTrainingArguments
 EMBEDDED_BACKBONE = "embedded"
 EMBEDDED_BACKBONE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_MAX_LENGTH = 128
+
+
+Settings = TypeVar("Settings")
 
 
 @dataclass
@@ -41,6 +44,8 @@ class RunSettings:
         max_length: Limit of a text, in tokens; what is longer is truncated. If not given, 128, or as many as the
             encoder takes.
         data_dir: Folder that relative paths of sources start from; the working directory if not given.
+        teacher: A saved `MTLModel`, or several, from whose soft labels for the training texts tasks of the same name
+            and labels learn too; a folder or a name on the Hub each. See `mtl.distillation`.
         drop_empty: Whether rows without text are left out, where they are an error otherwise.
         drop_overlap: Whether rows of validation and test whose text is also in train are left out.
         validation_fraction: Share of train that becomes validation where the source has none.
@@ -66,6 +71,7 @@ class RunSettings:
     head_dropout: float = field(default=0.1, metadata={"help": "Dropout before the heads."})
     max_length: int | None = field(default=None, metadata={"help": "Limit of a text, in tokens; 128 if not given."})
     data_dir: str | None = field(default=None, metadata={"help": "Folder that relative source paths start from."})
+    teacher: list[str] = field(default_factory=list, metadata={"help": "Saved multi-task models to learn from."})
     drop_empty: bool = field(default=False, metadata={"help": "Leave out rows without text."})
     drop_overlap: bool = field(default=False, metadata={"help": "Leave out evaluation rows that train has too."})
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of train cut off for validation."})
@@ -77,6 +83,7 @@ class RunSettings:
 
     def __post_init__(self) -> None:
         """Checks that there is something to learn, and from where."""
+        self.teacher = [self.teacher] if isinstance(self.teacher, str) else list(self.teacher or ())
         for name in ("tasks", "sources"):
             if not getattr(self, name):
                 raise ValueError(f"No {name} are given. List them under `{name}:` in the YAML file.")
@@ -100,14 +107,26 @@ class RunSettings:
 
 
 def parse_settings(argv: Sequence[str]) -> tuple[RunSettings, MTLTrainingArguments]:
+    """Reads `[settings.yaml] [--key value ...]` of `train_trainer.py`; see `parse_settings_of`."""
+    return parse_settings_of(RunSettings, argv, program="train_trainer.py")
+
+
+def parse_settings_of(
+    kind: type[Settings], argv: Sequence[str], *, program: str
+) -> tuple[Settings, MTLTrainingArguments]:
     """Reads `[settings.yaml] [--key value ...]`; the command line wins over the file.
+
+    Args:
+        kind: Dataclass of the program's own settings, beside those of training.
+        argv: The command line.
+        program: Name of the program, for its help.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If a key is unknown (the message names the nearest right one) or a value does not fit.
     """
-    kinds: Any = (RunSettings, MTLTrainingArguments)
-    parser = HfArgumentParser(kinds, prog="train_trainer.py", allow_abbrev=False)
+    kinds: Any = (kind, MTLTrainingArguments)
+    parser = HfArgumentParser(kinds, prog=program, allow_abbrev=False)
     parser.add_argument("settings", nargs="?", help="YAML file with any of the settings below.")
     if {"-h", "--help"} & set(argv):
         parser.parse_args(["--help"])  # While the defaults are there to be shown.

@@ -25,9 +25,9 @@ class SourceConfig:
     """One data set to train on: where it lies, and which of its columns is the text and which label which task.
 
     Args:
-        path: A local CSV, TSV, JSON, JSONL or Parquet file; a local folder, either with one such file a split
-            (`train.csv`, `dev.csv` ...), or as `save_to_disk` or a clone of a Hub data set leaves it; or, where
-            nothing of that name exists, the name of a data set on the Hub. Give `path` or `files`.
+        path: A local CSV, TSV, JSON, JSONL, Parquet or TXT file (of one text a line); a local folder, either with one
+            such file a split (`train.csv`, `dev.csv` ...), or as `save_to_disk` or a clone of a Hub data set leaves
+            it; or, where nothing of that name exists, the name of a data set on the Hub. Give `path` or `files`.
         files: One local file a split, for example `{"train": "train.csv", "dev": "dev.csv"}`.
         labels: Column of each task that the source labels.
         text: Column of the texts.
@@ -41,6 +41,7 @@ class SourceConfig:
         compare_with: Column, or two columns, of further texts, each encoded for itself, to which tasks on the
             embedding compare the first text: partner or positive, then the negative. An empty cell is no text.
         pairs: Tasks that learn from the texts alone, without a label: `positive_pairs` and `triplets`.
+        teachers: Column of each task that holds what a teacher says of the text; see `mtl.teacher_columns`.
 
     Raises:
         ValueError: For a value that is empty or of the wrong type, an unknown split name, or settings that exclude
@@ -59,6 +60,7 @@ class SourceConfig:
     text_pair: str | None = None
     compare_with: Sequence[str] = ()
     pairs: Sequence[str] = ()
+    teachers: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Validates the settings and fills in the name."""
@@ -69,6 +71,7 @@ class SourceConfig:
         elif isinstance(self.path, os.PathLike):
             object.__setattr__(self, "path", os.fspath(self.path))
         object.__setattr__(self, "labels", _strings(self.name, "labels", self.labels))
+        object.__setattr__(self, "teachers", _strings(self.name, "teachers", self.teachers))
         for key in ("compare_with", "pairs"):
             object.__setattr__(self, key, self._names(key, getattr(self, key)))
         for key in ("path", "text", "text_pair", "name", "split_column", "label_separator", "config_name", "revision"):

@@ -19,14 +19,15 @@ from transformers.trainer import TRAINING_ARGS_NAME
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from configuration_mtl import TaskConfig
-from modeling_mtl import MTLModel, valid_labels
+from modeling_mtl import MTLModel
 from mtl.adapter_training import AdapterTrainer
 from mtl.adapters import has_adapter
 from mtl.arguments import MTLTrainingArguments
 from mtl.averaging import AveragingCallback
 from mtl.checkpoints import TRAINING_ARGS_JSON, check_same_run, last_complete_checkpoint
-from mtl.collation import POOLED, MTLCollator, further_columns
+from mtl.collation import ORIGINAL_COLUMN, ORIGINALS, POOLED, TEACHERS, MTLCollator, further_columns
 from mtl.data import label_column
+from mtl.distillation import Distillation, count_items
 from mtl.embedding_cache import make_embedding_cache, with_lengths
 from mtl.evaluation import EvaluationMetrics
 from mtl.freeze_schedule import FreezeScheduleCallback, begin_freezing
@@ -34,8 +35,10 @@ from mtl.gradient_balance import ConflictCallback, GradientBalance
 from mtl.initial_losses import initial_losses
 from mtl.loading import follows_plan, make_plan, planned_loader
 from mtl.optimization import head_rate, learning_rates, set_learning_rates
+from mtl.preservation import PRESERVATION, Preservation, count_rows
 from mtl.sharded import check_sharding, is_sharding_asked_for, own_class
 from mtl.task_losses import TaskLossMeans
+from mtl.teacher_columns import teacher_column
 from mtl.weighting import WEIGHTINGS, make_weighting
 from mtl.weighting_callback import WeightingCallback
 
@@ -48,7 +51,8 @@ class MTLTrainer(AdapterTrainer):
     """Trains an [`MTLModel`] on rows that carry labels for some or all of its tasks.
 
     The loss of a task is the sum over its valid labels divided by their count in the whole optimizer step, over all
-    micro-batches and ranks, so that how a step is cut into micro-batches does not change its gradient.
+    micro-batches and ranks, so that how a step is cut into micro-batches does not change its gradient. What a teacher
+    says of a row counts like a label of it, see `mtl.distillation`.
 
     Args:
         model: The model.
@@ -113,6 +117,7 @@ class MTLTrainer(AdapterTrainer):
         self.freezing, schedule = begin_freezing(model, args.freeze, args.freeze_schedule)
         weighting = make_weighting(args.weighting, self.tasks, seed=args.seed, reduce_mean=self._mean_over_ranks)
         self.weighting = weighting.to(args.device)
+        self.distillation, self.preservation = Distillation(self.tasks, args), Preservation(model, args)
         return schedule
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -152,6 +157,9 @@ class MTLTrainer(AdapterTrainer):
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir!r} to resume from.")
         if resume_from_checkpoint:
             check_same_run(resume_from_checkpoint, self.model.config, self.args)
+        self.train_dataset = self.preservation.with_originals(
+            self.train_dataset, self.data_collator, resume_from_checkpoint or None
+        )
         cache = self.embedding_cache
         with contextlib.nullcontext() if cache is None else cache.prepared(self.train_dataset, self.eval_dataset):
             return super().train(resume_from_checkpoint, *args, **kwargs)
@@ -198,9 +206,16 @@ class MTLTrainer(AdapterTrainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Weighs the task losses of a micro-batch; see `Trainer.compute_loss`."""
         counts = num_items_in_batch or self._get_num_items_in_batch([inputs], self.args.device)
+        inputs = dict(inputs)
+        teachers, originals = inputs.pop(TEACHERS, {}), inputs.pop(ORIGINALS, None)
         outputs = model(**inputs, num_items_in_batch=counts)
         if model.training:
             self._task_losses.add(outputs.task_losses, inputs["labels"], counts)
+        if teachers:
+            gold_share = self.distillation.gold_share(self.state.global_step, self.state.max_steps)
+            outputs.task_losses |= self.distillation.task_losses(
+                outputs.logits, inputs["labels"], teachers, counts, gold_share
+            )
         # The ranks' gradients and losses are averaged, but the counts are already those of all ranks.
         losses = {name: loss * self.accelerator.num_processes for name, loss in outputs.task_losses.items()}
         share = 1.0 / self.current_gradient_accumulation_steps if model.training else 1.0
@@ -208,6 +223,9 @@ class MTLTrainer(AdapterTrainer):
         terms = self.weighting.terms(losses, counts, share)
         if model.training:
             self.weighting.observe(losses, counts)
+            if originals is not None:
+                kept = self.preservation.loss(outputs.embeddings, originals, counts)
+                terms[PRESERVATION] = kept * self.accelerator.num_processes
             self.balance.add(terms, counts, self.state.global_step)
         loss = torch.stack(list(terms.values())).sum()
         return (loss, outputs) if return_outputs else loss
@@ -225,23 +243,34 @@ class MTLTrainer(AdapterTrainer):
             self.balance.end_step(self.state.global_step)
         return loss.detach()
 
+    def prediction_step(
+        self,
+        model: nn.Module,
+        inputs: dict[str, Any],
+        prediction_loss_only: bool,
+        ignore_keys: list[str] | None = None,
+    ) -> tuple[Tensor | None, Any, Any]:
+        """Leaves out teachers and original embeddings: evaluation is by labels; see `Trainer.prediction_step`."""
+        inputs = {key: value for key, value in inputs.items() if key not in (TEACHERS, ORIGINALS)}
+        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
-        """Counts the valid labels of each task in all micro-batches of a step, over all ranks."""
+        """Counts what each task learns from in all micro-batches of a step, over all ranks."""
         if not batch_samples or "labels" not in batch_samples[0]:
             return None
-        labels = [batch["labels"] for batch in batch_samples]
-        counts = torch.stack(
-            [torch.stack([valid_labels(batch[task.name]).sum() for batch in labels]).sum() for task in self.tasks]
-        ).to(device)
+        found = {**count_items(self.tasks, batch_samples), **count_rows(batch_samples)}
+        counts = torch.stack([count.to(device) for count in found.values()])
         if self.args.world_size > 1:
             counts = self._sum_over_ranks(counts)
-        return {task.name: count for task, count in zip(self.tasks, counts.unbind(), strict=True)}
+        return dict(zip(found, counts.unbind(), strict=True))
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Adds to each training log the mean loss of every task since the last one; see `Trainer.log`."""
         if "loss" in logs:
-            means = self._task_losses.take(self._sum_over_ranks if self.args.world_size > 1 else None)
-            logs.update({f"loss_{name}": mean for name, mean in means.items()})
+            reduce = self._sum_over_ranks if self.args.world_size > 1 else None
+            means = {f"loss_{name}": mean for name, mean in self._task_losses.take(reduce).items()}
+            means |= self.distillation.take_means(reduce) | self.preservation.take_mean(reduce)
+            logs.update(means)
             if means and not self.weighting.is_constant:
                 logs.update({f"weight_{name}": weight for name, weight in self.weighting.current_weights().items()})
         super().log(logs, start_time)
@@ -308,6 +337,8 @@ class MTLTrainer(AdapterTrainer):
         state = self.weighting.state_dict()
         if self.args.should_save and state:
             save_file(state, os.path.join(output_dir, WEIGHTING_NAME))
+        if self.args.should_save:
+            self.preservation.save(output_dir)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)
@@ -334,8 +365,8 @@ class MTLTrainer(AdapterTrainer):
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()
         known: Any = self._signature_columns
-        labels = [label_column(task.name) for task in self.tasks]
-        for column in [*labels, *further_columns(self.processing_class)]:
+        columns = [column(task.name) for task in self.tasks for column in (label_column, teacher_column)]
+        for column in [*columns, *further_columns(self.processing_class), ORIGINAL_COLUMN]:
             if column not in known:
                 known.append(column)
 

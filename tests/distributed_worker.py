@@ -14,6 +14,7 @@ from configuration_mtl import IGNORE_INDEX, REGRESSION, MTLConfig, TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.data import label_column
+from mtl.teacher_columns import as_teacher_column, teacher_column
 from mtl.trainer import MTLTrainer
 
 TASKS = (TaskConfig("topic", num_labels=3), TaskConfig("valence", REGRESSION, weight=0.5))
@@ -34,6 +35,16 @@ def make_rows(count: int) -> Dataset:
             }
         )
     return Dataset.from_list(rows)
+
+
+def taught(rows: Dataset) -> Dataset:
+    """Returns the rows with random teachers, unevenly missing."""
+    generator = torch.Generator().manual_seed(1)
+    for name, width in (("topic", 3), ("valence", 1)):
+        values = torch.randn(len(rows), width, generator=generator).softmax(dim=-1)  # (N, C)
+        values[[number % 7 < 3 for number in range(len(rows))]] = float("nan")
+        rows = rows.add_column(teacher_column(name), as_teacher_column(values.numpy()))
+    return rows
 
 
 def main() -> None:
@@ -73,7 +84,9 @@ def main() -> None:
         **options.settings,
     )
     rows = make_rows(96)
-    trainer = MTLTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
+    train = taught(rows) if "teacher_annealing" in options.settings else rows
+    model.tokenizer = tokenizer
+    trainer = MTLTrainer(model, args, train_dataset=train, eval_dataset=rows, processing_class=tokenizer)
     trainer.train()
     evaluated = trainer.evaluate()
     if trainer.is_world_process_zero():

@@ -127,7 +127,7 @@ def test_categories_and_other_columns_do_no_harm(tmp_path: Path) -> None:
             "column 'topic' has 9223372036854775808 in row 1, more than 64 bits hold. Write such numbers as strings",
         ),
         ("a.parquet", b"text", "cannot read .*a.parquet"),
-        ("a.xlsx", b"", r"has suffix '.xlsx'; known are \['.csv', '.tsv', '.json', '.jsonl', '.parquet'\]"),
+        ("a.xlsx", b"", r"has suffix '.xlsx'; known are \['.csv', '.tsv', '.json', '.jsonl', '.parquet', '.txt'\]"),
     ],
 )
 def test_file_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, message: str) -> None:
@@ -135,3 +135,16 @@ def test_file_that_cannot_be_read(tmp_path: Path, name: str, content: bytes, mes
     with pytest.raises(ValueError, match=message) as caught:
         load_sources([SourceConfig(str(tmp_path / name), labels={"topic": "topic"})], [TOPIC])
     assert "ource 'a" in str(caught.value)
+
+
+def test_text_file_holds_a_text_a_line(tmp_path: Path) -> None:
+    path = tmp_path / "texts.txt"
+    path.write_bytes('\ufeffone\r\ntwo, "three"\nline\u2028separator\n'.encode())
+    source = SourceConfig(str(path))
+    topic = TaskConfig("topic", labels=("a", "b"))
+    splits, _ = load_sources([source], [topic], taught=["topic"], **UNCUT)
+    assert splits["train"]["text"][:] == ["one", 'two, "three"', "line\u2028separator"]
+    assert splits["train"]["label_topic"][:] == [IGNORE_INDEX] * 3
+    path.write_text("one\n\ntwo\n")
+    with pytest.raises(ValueError, match=r"1 of 3 texts are missing, empty or white space, first in rows \[1\]"):
+        load_sources([source], [topic], taught=["topic"], **UNCUT)

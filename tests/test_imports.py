@@ -22,8 +22,9 @@ ALLOWED = {
     "mtl": (*HUB_FILES, "mtl.*"),
     "mtl.*": (*HUB_FILES, "mtl", "mtl.*"),
     "train_*": (*HUB_FILES, "mtl", "mtl.*"),
+    "merge_*": (*HUB_FILES, "mtl", "mtl.*", "train_*"),
     "examples.*": (*HUB_FILES, "mtl", "mtl.*", "train_*"),
-    "benchmarks.*": (*HUB_FILES, "mtl", "mtl.*", "train_*", "benchmarks.*"),
+    "benchmarks.*": (*HUB_FILES, "mtl", "mtl.*", "train_*", "merge_*", "benchmarks.*"),
     "tests.*": ("*",),
 }
 # What only these may import, whatever the table above says.
