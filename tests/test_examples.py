@@ -38,6 +38,14 @@ def main_of(name: str) -> Callable[[list[str]], Any]:
     return runpy.run_path(str(ROOT / "examples" / f"{name}.py"))["main"]
 
 
+def docs_blocks(section: str) -> list[tuple[str, str]]:
+    """Returns language and text of the blocks in a section of docs/transfer.md."""
+    text = (ROOT / "docs" / "transfer.md").read_text(encoding="utf-8")
+    return re.findall(
+        r"```(\w+)\n(.*?)```", text.partition(f"## {section}\n")[2].partition("\n## ")[0], flags=re.DOTALL
+    )
+
+
 @pytest.mark.parametrize("name", EXAMPLES)
 def test_is_short_and_says_how_to_run_it(name: str) -> None:
     text = (ROOT / "examples" / f"{name}.py").read_text(encoding="utf-8")
@@ -117,14 +125,6 @@ def test_train_on_a_csv_of_ones_own(backbone_dir: SaveBackbone, tmp_path: Path) 
     answers = main_of("train_on_your_csv")([*arguments, "--max_steps", "2", "--disable_tqdm", "true"])
     assert all(answer["mood"] in ("angry", "calm") and answer["team"] in ("bank", "shop") for answer in answers)
     assert MTLModel.from_pretrained(output).config.task_names == ["mood", "team"]
-
-
-def docs_blocks(section: str) -> list[tuple[str, str]]:
-    """Returns language and text of the blocks in a section of docs/transfer.md."""
-    text = (ROOT / "docs" / "transfer.md").read_text(encoding="utf-8")
-    return re.findall(
-        r"```(\w+)\n(.*?)```", text.partition(f"## {section}\n")[2].partition("\n## ")[0], flags=re.DOTALL
-    )
 
 
 def test_adding_a_task_as_docs_transfer_tells(
