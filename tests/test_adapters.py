@@ -127,7 +127,9 @@ def test_merged_folder_needs_no_peft(tiny_model: MakeModel, tmp_path: Path) -> N
         "if not p.requires_grad])\n"
     )
     found = run_fresh(script, tmp_path / "merged", env=offline_env(tmp_path / "home"), cwd=tmp_path / "empty")
-    assert found == {"embedding": model.encode("match team goal").tolist(), "frozen": []}
+    # The same weights elsewhere in memory may round the last bit in another way.
+    assert found["embedding"] == pytest.approx(model.encode("match team goal").tolist(), abs=1e-6)
+    assert found["frozen"] == []
 
 
 def test_model_with_an_adapter_is_not_saved_as_if_it_had_none(tiny_model: MakeModel, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from transformers.utils import logging
 
 import train_trainer
 from modeling_mtl import MTLModel
+from mtl.arguments import MTLTrainingArguments
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
@@ -35,6 +36,14 @@ def verbosity() -> Iterator[None]:
 def main_of(name: str) -> Callable[[list[str]], Any]:
     # By path: another installed package may bring a module `examples`.
     return runpy.run_path(str(ROOT / "examples" / f"{name}.py"))["main"]
+
+
+def docs_blocks(section: str) -> list[tuple[str, str]]:
+    """Returns language and text of the blocks in a section of docs/transfer.md."""
+    text = (ROOT / "docs" / "transfer.md").read_text(encoding="utf-8")
+    return re.findall(
+        r"```(\w+)\n(.*?)```", text.partition(f"## {section}\n")[2].partition("\n## ")[0], flags=re.DOTALL
+    )
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
@@ -132,11 +141,9 @@ def test_train_on_the_pairs_that_it_writes(
 def test_adding_a_task_as_docs_transfer_tells(
     tiny_model: MakeModel, toy_rows: ToyRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    text = (ROOT / "docs" / "transfer.md").read_text(encoding="utf-8").partition("## Adding a task")[2]
-    (_, first), (_, command), (_, second) = re.findall(r"```(\w+)\n(.*?)```", text, flags=re.DOTALL)
+    (_, command), (_, code) = docs_blocks("Adding a task")
     monkeypatch.chdir(tmp_path)
     tiny_model().eval().save_pretrained("outputs/vader")
-    exec(compile(first, "transfer.md", "exec"), {})
     rows = [
         {"text": row["text"], "urgency": ("low", "high")[number % 2]} for number, row in enumerate(toy_rows(40, 0))
     ]
@@ -145,15 +152,35 @@ def test_adding_a_task_as_docs_transfer_tells(
     settings = {"tasks": [{"name": "urgency"}], "sources": [source], "max_steps": 2, "disable_tqdm": True}
     Path("urgency.yaml").write_text(yaml.safe_dump(settings), encoding="utf-8")
     train_trainer.main(shlex.split(command)[2:])
-    exec(compile(second, "transfer.md", "exec"), {})
-
-    old, new, joined = (MTLModel.from_pretrained(f"outputs/{name}") for name in ("vader", "urgency", "vader-urgency"))
-    assert joined.config.task_names == [*old.config.task_names, "urgency"]
+    old, new = (MTLModel.from_pretrained(f"outputs/{name}") for name in ("vader", "urgency"))
+    assert new.config.task_names == [*old.config.task_names, "urgency"]
     # Weights and not outputs: the same weights elsewhere in memory may round the last bit in another way.
-    wanted = {**old.state_dict(), **new.heads.state_dict(prefix="heads.")}
-    found = joined.state_dict()
-    assert found.keys() == wanted.keys()
-    assert [name for name, tensor in wanted.items() if not torch.equal(tensor, found[name])] == []
+    found = new.state_dict()
+    assert [name for name, tensor in old.state_dict().items() if not torch.equal(tensor, found[name])] == []
     sentence = "A great match, why now?"
-    scores = [model.predict(sentence)["topic"]["score"] for model in (old, joined)]
+    scores = [model.predict(sentence)["topic"]["score"] for model in (old, new)]
     assert scores[0] == pytest.approx(scores[1], abs=1e-6)
+
+    names: dict[str, Any] = {}
+    exec(compile(code, "transfer.md", "exec"), names)
+    assert names["model"].config.task_names == ["topic", "sentiment", "tags", "urgency"]
+
+
+def test_adapter_by_hand_as_docs_transfer_tells(
+    tiny_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    *_, (_, code) = docs_blocks("Adapters")
+    monkeypatch.chdir(tmp_path)
+    tiny_model().eval().save_pretrained("outputs/vader")
+    exec(compile(code, "transfer.md", "exec"), {})
+    assert MTLModel.from_pretrained("outputs/vader-merged").predict("A great match.").keys() == {
+        "topic", "sentiment", "tags", "valence"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "section", ["Freezing by schedule", "Smaller steps for lower layers", "Averaging the weights", "Adapters"]
+)
+def test_settings_of_docs_transfer_are_taken(section: str, tmp_path: Path) -> None:
+    for line in docs_blocks(section)[0][1].splitlines():
+        MTLTrainingArguments(str(tmp_path), use_cpu=True, **yaml.safe_load(line))

@@ -124,6 +124,7 @@ def test_resuming_equals_the_unbroken_run(
     model = tiny_model(tasks=tasks)
     MTLTrainer(model, training_args(tmp_path, **settings), train_dataset=splits["train"]).train()
     resumed = MTLTrainer(tiny_model(tasks=tasks), training_args(tmp_path, **settings), train_dataset=splits["train"])
+    caplog.clear()
     with caplog.at_level(logging.INFO, "mtl"):
         resumed.train(str(tmp_path / f"checkpoint-{checkpoint}"))
     for name, parameter in resumed.model.state_dict().items():

@@ -12,7 +12,7 @@ from checks import output_layer, training_args
 from conftest import MakeModel, ToyRows
 from datasets import DatasetDict
 from saved_folders import SENTENCES, assert_loads_as
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import BatchEncoding
 from transformers.utils import logging as transformers_logging
 
@@ -35,6 +35,11 @@ def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None
     assert list(found) == list(expected)
     for name, value in expected.items():
         assert torch.equal(found[name], value), name
+
+
+def _assert_has_weights_of(model: nn.Module, other: nn.Module) -> None:
+    found = model.state_dict()
+    assert [name for name, value in other.state_dict().items() if not torch.equal(value, found[name])] == []
 
 
 def test_added_task_leaves_the_others_as_they_are_before_and_after_training(
@@ -158,9 +163,13 @@ def test_program_adds_a_task_and_keeps_the_others_to_the_bit(
     assert report["settings"]["freeze"] == "backbone+heads:topic,sentiment"
     assert list(report["results"]["test"]["tasks"]) == ["tags"]
     model = MTLModel.from_pretrained(tmp_path / "new")
+    assert model.config.task_names == ["topic", "sentiment", "tags"]
+    _assert_has_weights_of(model, old_model)
     logits = _logits(model, inputs)
     assert logits.pop("tags").shape == (len(inputs["input_ids"]), 4)
-    _assert_equal(logits, _logits(old_model, inputs))
+    for name, value in _logits(old_model, inputs).items():
+        # The same weights elsewhere in memory may round the last bit in another way.
+        torch.testing.assert_close(logits[name], value, rtol=0.0, atol=1e-6)
 
 
 @pytest.mark.parametrize("how", [["--freeze_schedule", '{"0": "backbone", "0.5": "none"}'], []])
@@ -170,7 +179,7 @@ def test_kept_heads_stay_where_the_encoder_moves_which_is_told(
     train_trainer.main([*argv, "--other_tasks", "keep", *how])
     assert "The heads of ['topic', 'sentiment'] stay, but the encoder below them moves" in caplog.text
     model = MTLModel.from_pretrained(tmp_path / "new")
-    assert not (model.encode(SENTENCES) == old_model.encode(SENTENCES)).all()
+    assert abs(model.encode(SENTENCES) - old_model.encode(SENTENCES)).max() > 1e-3
     for task in ("topic", "sentiment"):
         assert torch.equal(output_layer(model, task).weight, output_layer(old_model, task).weight)
 
@@ -179,7 +188,7 @@ def test_program_removes_tasks_when_told_so(argv: list[str], old_model: MTLModel
     train_trainer.main([*argv, "--other_tasks", "remove", "--freeze", "backbone"])
     model = MTLModel.from_pretrained(tmp_path / "new")
     assert model.config.task_names == list(model.heads) == ["tags"]
-    assert (model.encode(SENTENCES) == old_model.encode(SENTENCES)).all()
+    _assert_has_weights_of(model.backbone, old_model.backbone)
 
 
 def test_tasks_that_are_not_named_are_an_error(argv: list[str], old_model: MTLModel) -> None:
