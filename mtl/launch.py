@@ -18,11 +18,12 @@ def refuse_lone_process(environment: Mapping[str, str]) -> None:
     Raises:
         ValueError: If this is that process.
     """
-    is_accelerate = "ACCELERATE_MIXED_PRECISION" in environment and "MASTER_ADDR" in environment
+    # Of all launchers this one alone sets ACCELERATE_USE_CPU, whether it is true or not.
+    is_accelerate = "ACCELERATE_USE_CPU" in environment and "MASTER_ADDR" in environment
     if is_accelerate and not any(name in environment for name in _WORLD_SIZES):
         raise ValueError(
             "`accelerate launch` was asked for several processes, but without GPUs it starts only this one, which "
             "would train alone. Use `torchrun --nproc_per_node=<N> <script> ...` (with `--use_cpu true` for "
             "train_trainer.py on a CPU), `accelerate launch --multi_gpu --num_processes <N> ...`, or "
-            "`--num_processes 1`."
+            "`--num_processes 1`; if MASTER_ADDR is your own, unset it."
         )

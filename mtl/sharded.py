@@ -57,6 +57,9 @@ def own_class(model: nn.Module) -> Iterator[None]:
     """
     sharded = type(model)
     own: Any = next(base for base in sharded.__mro__ if not issubclass(base, FSDPModule))
+    if own is sharded:
+        yield
+        return
     model.__class__ = own
     try:
         yield

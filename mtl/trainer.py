@@ -63,8 +63,8 @@ class MTLTrainer(AdapterTrainer):
         **kwargs: As in `Trainer`: `train_dataset`, `eval_dataset`, `processing_class` (the tokenizer) ...
 
     Raises:
-        ValueError: If a setting is illegal, an argument is given that would have no effect, or several GPUs would
-            share one process.
+        ValueError: If a setting is illegal, an argument is given that would have no effect, several GPUs would share
+            one process, or FSDP is asked for where it cannot work.
     """
 
     model: MTLModel

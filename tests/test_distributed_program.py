@@ -142,7 +142,7 @@ def test_launch_that_starts_one_process_of_two_is_refused(settings_file: str, tm
 
 
 def test_environments_of_launchers() -> None:
-    accelerate = {"ACCELERATE_MIXED_PRECISION": "no"}
+    accelerate = {"ACCELERATE_USE_CPU": "True", "ACCELERATE_MIXED_PRECISION": "no"}
     lone = {**accelerate, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500"}
     refuse_lone_process({})
     refuse_lone_process(accelerate)  # `accelerate launch --cpu --num_processes 1`.

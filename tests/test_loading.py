@@ -146,7 +146,7 @@ def test_max_steps_sets_the_epochs_of_annealing(tmp_path: Path) -> None:
 
 def test_smaller_batch_that_was_found_is_planned_anew(tmp_path: Path) -> None:
     trainer = make_trainer(
-        tmp_path, mixture="balanced", auto_find_batch_size=True, per_device_train_batch_size=16, num_train_epochs=1
+        tmp_path, mixture="balanced", auto_find_batch_size=True, per_device_train_batch_size=9, num_train_epochs=1
     )
     step = trainer.training_step
 
@@ -157,7 +157,7 @@ def test_smaller_batch_that_was_found_is_planned_anew(tmp_path: Path) -> None:
 
     trainer.training_step = fail_on_many  # type: ignore[method-assign]
     trainer.train()
-    # What 16 rows do not fit into is tried with fewer, until 8 or fewer do.
+    # Where 9 rows do not fit, 8 are tried: a tenth less.
     assert max(map(len, trainer.rows)) <= 8
     assert by_source(list(chain(*trainer.rows))) == [15, 14, 14]
 
