@@ -64,6 +64,11 @@ class MTLCollator:
         return {**batch, "labels": labels, **_guidance(self.tasks, examples)}
 
 
+def without_guidance(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a batch less what teachers and the original encoder say: what the model itself takes."""
+    return {key: value for key, value in batch.items() if key not in (TEACHERS, ORIGINALS)}
+
+
 def _label_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]]) -> Tensor:
     column = label_column(task.name)
     is_classes = task.problem_type == SINGLE_LABEL
