@@ -117,6 +117,11 @@ def further_columns(tokenizer: Any) -> list[str]:
     return [f"{column}_{name}" for column in FURTHER_COLUMNS for name in input_names(tokenizer)]
 
 
+def without_guidance(batch: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a batch less what teachers and the original encoder say: what the model itself takes."""
+    return {key: value for key, value in batch.items() if key not in (TEACHERS, ORIGINALS)}
+
+
 def _label_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]]) -> Tensor:
     column = label_column(task.name)
     is_classes = task.problem_type in CLASS_ID_TYPES

@@ -10,6 +10,7 @@ from torch import nn
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import valid_labels
+from mtl.collation import without_guidance
 from mtl.labels import label_column
 from mtl.task_losses import TaskLossMeans
 
@@ -57,7 +58,7 @@ def initial_losses(
         inputs = prepare(collate([dataset[row] for row in rows[start : start + batch_size]]))
         counts = {task.name: valid_labels(inputs["labels"][task.name]).sum() for task in tasks}
         with torch.no_grad(), context():
-            outputs = model(**inputs, num_items_in_batch=counts)
+            outputs = model(**without_guidance(inputs), num_items_in_batch=counts)
         means.add(outputs.task_losses, inputs["labels"], counts)
     model.train(was_training)
     return means.take()

@@ -25,7 +25,7 @@ from mtl.adapters import has_adapter
 from mtl.arguments import MTLTrainingArguments
 from mtl.averaging import AveragingCallback
 from mtl.checkpoints import TRAINING_ARGS_JSON, check_same_run, last_complete_checkpoint
-from mtl.collation import ORIGINAL_COLUMN, ORIGINALS, POOLED, TEACHERS, MTLCollator, further_columns
+from mtl.collation import ORIGINAL_COLUMN, ORIGINALS, POOLED, TEACHERS, MTLCollator, further_columns, without_guidance
 from mtl.data import label_column
 from mtl.distillation import Distillation, count_items
 from mtl.embedding_cache import make_embedding_cache, with_lengths
@@ -206,9 +206,8 @@ class MTLTrainer(AdapterTrainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Weighs the task losses of a micro-batch; see `Trainer.compute_loss`."""
         counts = num_items_in_batch or self._get_num_items_in_batch([inputs], self.args.device)
-        inputs = dict(inputs)
-        teachers, originals = inputs.pop(TEACHERS, {}), inputs.pop(ORIGINALS, None)
-        outputs = model(**inputs, num_items_in_batch=counts)
+        teachers, originals = inputs.get(TEACHERS), inputs.get(ORIGINALS)
+        outputs = model(**without_guidance(inputs), num_items_in_batch=counts)
         if model.training:
             self._task_losses.add(outputs.task_losses, inputs["labels"], counts)
         if teachers:
@@ -251,8 +250,7 @@ class MTLTrainer(AdapterTrainer):
         ignore_keys: list[str] | None = None,
     ) -> tuple[Tensor | None, Any, Any]:
         """Leaves out teachers and original embeddings: evaluation is by labels; see `Trainer.prediction_step`."""
-        inputs = {key: value for key, value in inputs.items() if key not in (TEACHERS, ORIGINALS)}
-        return super().prediction_step(model, inputs, prediction_loss_only, ignore_keys)
+        return super().prediction_step(model, without_guidance(inputs), prediction_loss_only, ignore_keys)
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """Counts what each task learns from in all micro-batches of a step, over all ranks."""

@@ -6,7 +6,7 @@ import random
 import shutil
 import socket
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ import torch  # noqa: E402
 from datasets import DatasetDict  # noqa: E402
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers  # noqa: E402
 from transformers import AutoConfig, AutoModel, BatchEncoding, PreTrainedModel, PreTrainedTokenizerFast  # noqa: E402
+from transformers.utils import logging as transformers_logging  # noqa: E402
 
 # Before they are imported, so that an assert of theirs that fails shows its values.
 pytest.register_assert_rewrite("checks", "saved_folders")
@@ -145,6 +146,14 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
+
+
+@pytest.fixture(autouse=True)
+def verbosity_of_transformers() -> Iterator[None]:
+    """Restores how much transformers tells: the programs lower it, and the default of `disable_tqdm` goes by it."""
+    before = transformers_logging.get_verbosity()
+    yield
+    transformers_logging.set_verbosity(before)
 
 
 @pytest.fixture(scope="session")

@@ -198,7 +198,7 @@ def test_no_limit_anywhere_cuts_nothing(backbone_dir: SaveBackbone, monkeypatch:
     # Rotary positions have no end, and there are configurations that do not give one.
     model = MTLModel.from_backbone(backbone_dir("modernbert"), tasks=TASKS[:1])
     model.tokenizer.model_max_length = 10**30
-    monkeypatch.setattr(inference_mtl, "_positions", lambda text_config: None)
+    monkeypatch.setattr(inference_mtl, "position_limit", lambda text_config: None)
     long = model.tokenizer("match " * 150, return_tensors="pt")
     assert long["input_ids"].shape == (1, 152)
     assert (model.encode("match " * 150, convert_to_tensor=True) == model(**long).embeddings[0]).all()
