@@ -84,7 +84,7 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
     pairs = [] if saved is None else [(_meaning(saved), _meaning(config.to_dict()))]
     settings, now = _read_json(Path(checkpoint) / TRAINING_ARGS_JSON), json.loads(args.to_json_string())
     if settings is not None:
-        keys = ("freeze", "weighting", "optim")
+        keys = ("freeze", "weighting", "optim", "label_smoothing_factor")
         pairs.append(({key: settings.get(key) for key in keys}, {key: now.get(key) for key in keys}))
         for key in ("learning_rate", "head_learning_rate"):
             if settings.get(key) != now.get(key):
@@ -105,7 +105,8 @@ def head_meaning(task: Mapping[str, Any]) -> dict[str, Any]:
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
     tasks = [head_meaning(task) for task in config.get("tasks", ())]  # In their order: optimizer states go by it.
-    return {"tasks": tasks, "pooling": config.get("pooling"), "normalize_for_heads": config.get("normalize_for_heads")}
+    settings = {key: config.get(key) for key in ("pooling", "normalize_for_heads")}
+    return {"tasks": tasks, **settings, "label_smoothing": [t.get("label_smoothing") for t in config.get("tasks", ())]}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from configuration_mtl import IGNORE_INDEX, REGRESSION, SINGLE_LABEL, TaskConfig
+from configuration_mtl import CLASS_ID_TYPES, IGNORE_INDEX, REGRESSION, TaskConfig
 from mtl.labels import label_column
 
 
@@ -17,9 +17,10 @@ from mtl.labels import label_column
 class MTLCollator:
     """Makes a batch of examples: `input_ids` and `attention_mask`, (B, T), and `labels`, a tensor for every task.
 
-    Labels are int64 class ids with -100 for missing, (B,); for multi-label float32 with nan, (B, C); for regression
-    float32 with nan, (B,) for one output and else (B, C). An example without a task's column has no label for it. What
-    else the tokenizer makes, such as `token_type_ids`, is padded with it; other columns are left out.
+    Labels are int64 class ids with -100 for missing and -1 for out of scope, (B,); for multi-label float32 with nan,
+    (B, C); for regression float32 with nan, (B,) for one output and else (B, C). An example without a task's column
+    has no label for it. What else the tokenizer makes, such as `token_type_ids`, is padded with it; other columns are
+    left out.
 
     Args:
         tokenizer: The tokenizer; says with what, and on which side, to pad.
@@ -54,7 +55,7 @@ class MTLCollator:
 
 def _label_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]]) -> Tensor:
     column = label_column(task.name)
-    is_classes = task.problem_type == SINGLE_LABEL
+    is_classes = task.problem_type in CLASS_ID_TYPES
     is_scalar = is_classes or (task.problem_type == REGRESSION and task.num_labels == 1)
     missing = IGNORE_INDEX if is_classes else np.nan
     absent = missing if is_scalar else [missing] * (task.num_labels or 1)

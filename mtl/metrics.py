@@ -1,24 +1,26 @@
 """Metrics per problem type: `evaluate.Metric` subclasses that need no network, and the two functions that apply them.
 
 Every class computes one number with scikit-learn or SciPy in its `score`; `evaluate` adds `add`, `add_batch`,
-`compute` and `evaluate.combine`. Nothing is downloaded and, by default, nothing is written: see `_ScoreMetric`.
+`compute` and `evaluate.combine`. Nothing is downloaded and, by default, nothing is written: see `ScoreMetric`.
 A value that is mathematically undefined is `nan`, never an exception and never a warning.
 """
 
 import logging
-import os
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar
 
 import datasets
-import evaluate
 import numpy as np
 import scipy.special
 import scipy.stats
 import sklearn.metrics
+import torch
 
-from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL
+from classification_mtl import ordinal_median
+from configuration_mtl import CLASS_ID_TYPES, IGNORE_INDEX, MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL
+from mtl.metric_base import ScoreMetric
+from mtl.ordinal_metrics import MeanAbsoluteError, QuadraticWeightedKappa
 
 logger = logging.getLogger(__name__)
 
@@ -27,50 +29,7 @@ PROBABILITY_THRESHOLD = 0.5
 _FLOATS = datasets.Sequence(datasets.Value("float64"))
 
 
-class _ScoreMetric(evaluate.Metric, ABC):
-    """One number from predictions and references, held in memory.
-
-    `evaluate` writes what a metric is fed to `$HF_METRICS_CACHE` (`$HF_HOME/metrics`), beside a lock that it leaves
-    behind. In one process the memory does as well, so that is the default here, and the folder is not even made.
-    With `num_process > 1` the files are how `evaluate` gathers: they are used, and each run needs an `experiment_id`.
-    """
-
-    key: ClassVar[str]
-    inputs: ClassVar[str]
-    feature_options: ClassVar[list[Any]]  # what one row may be; `evaluate` picks the first that fits
-
-    def __init__(
-        self, config_name: str | None = None, keep_in_memory: bool | None = None, *args: Any, **kwargs: Any
-    ) -> None:
-        in_memory = kwargs.get("num_process", 1) == 1 if keep_in_memory is None else keep_in_memory
-        super().__init__(config_name, in_memory, *args, **kwargs)
-
-    @classmethod
-    @abstractmethod
-    def score(cls, predictions: np.ndarray, references: np.ndarray) -> float:
-        """Compute the number from at least one row."""
-
-    def _info(self) -> evaluate.MetricInfo:
-        features = [datasets.Features(predictions=option, references=option) for option in self.feature_options]
-        return evaluate.MetricInfo(
-            description=type(self).__doc__,
-            citation="",
-            inputs_description=f"\n\n{self.inputs}\n",
-            features=features if len(features) > 1 else features[0],
-        )
-
-    def _build_data_dir(self) -> str:
-        if self.keep_in_memory:
-            return os.path.join(self._data_dir_root, self.name, self.config_name)  # named, never made
-        return super()._build_data_dir()
-
-    def _compute(self, *, predictions: Any = None, references: Any = None, **kwargs: Any) -> dict[str, float]:
-        if not len(references):
-            return {self.key: np.nan}
-        return {self.key: float(self.score(np.asarray(predictions), np.asarray(references)))}
-
-
-class _ClassMetric(_ScoreMetric):
+class _ClassMetric(ScoreMetric):
     inputs = "predictions, references: one class id a row."
     feature_options: ClassVar[list[Any]] = [datasets.Value("int64")]
 
@@ -113,7 +72,7 @@ class MatthewsCorrelation(_ClassMetric):
         return sklearn.metrics.matthews_corrcoef(references, predictions)
 
 
-class _ColumnMetric(_ScoreMetric):
+class _ColumnMetric(ScoreMetric):
     """Mean over the columns that have a labelled row of `column_score` on those rows."""
 
     skips_undefined: ClassVar[bool]
@@ -227,13 +186,21 @@ class RootMeanSquaredError(_NumberMetric):
         return float(np.sqrt(np.mean((predictions - references) ** 2)))
 
 
-METRICS: dict[str, tuple[type[_ScoreMetric], ...]] = {
+METRICS: dict[str, tuple[type[ScoreMetric], ...]] = {
     SINGLE_LABEL: (Accuracy, MacroF1, MatthewsCorrelation),
     MULTI_LABEL: (MicroF1, MultiLabelMacroF1, MeanAveragePrecision),
     REGRESSION: (Pearson, Spearman, RootMeanSquaredError),
+    ORDINAL: (QuadraticWeightedKappa, Accuracy, MeanAbsoluteError),
 }
-PRIMARY_METRIC = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "f1_micro", REGRESSION: "pearson"}
-LOWER_IS_BETTER = frozenset({"loss", "rmse"})
+PRIMARY_METRIC = {SINGLE_LABEL: "accuracy", MULTI_LABEL: "f1_micro", REGRESSION: "pearson", ORDINAL: "qwk"}
+LOWER_IS_BETTER = frozenset({"loss", "rmse", "mae"})
+
+# Problem type -> what the metrics are given, from logits (N, C); for regression the numbers are it.
+_PREDICTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    SINGLE_LABEL: lambda logits: logits.argmax(axis=1),
+    ORDINAL: lambda logits: ordinal_median(torch.from_numpy(logits)).numpy(),
+    MULTI_LABEL: scipy.special.expit,
+}
 
 
 def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -241,10 +208,11 @@ def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarr
 
     Args:
         problem_type: A key of `METRICS`.
-        logits: (N, C) raw head outputs; for regression the predicted numbers, also (N,) when C is 1.
-        labels: For single-label classification (N,) class ids, -100 = missing. For multi-label classification (N, C)
-            of 0 and 1, nan = missing: a row of only nan is dropped, and of a partly missing row just the missing
-            cells are left out. For regression (N,) or (N, C) numbers, nan = missing in the same way.
+        logits: (N, C) raw head outputs, for ordinal classification (N, C - 1); for regression the predicted numbers,
+            also (N,) when C is 1.
+        labels: For single-label and ordinal classification (N,) class ids, -100 = missing. For multi-label
+            classification (N, C) of 0 and 1, nan = missing: a row of only nan is dropped, and of a partly missing row
+            just the missing cells are left out. For regression (N,) or (N, C) numbers, nan = missing in the same way.
 
     Returns:
         The score of each class in `METRICS[problem_type]` under its `key`, and `support`, the number of labelled
@@ -256,7 +224,7 @@ def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarr
     if problem_type not in METRICS:
         raise ValueError(f"Problem type {problem_type!r} has no metrics. Use one of {sorted(METRICS)}.")
     logits, labels = np.asarray(logits), np.asarray(labels)
-    is_class = problem_type == SINGLE_LABEL
+    is_class = problem_type in CLASS_ID_TYPES
     if not is_class:  # float64: in float32 the sigmoid ties large logits, whose order average precision needs
         logits, labels = (np.atleast_2d(x.astype(np.float64).T).T for x in (logits, labels))  # (N, C)
     _check(problem_type, logits, labels)
@@ -268,9 +236,7 @@ def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarr
     if broken.any():
         logger.warning("%s: %d of %d labelled rows have a nan logit", problem_type, broken.sum(), len(labels))
         return {**{metric.key: np.nan for metric in METRICS[problem_type]}, "support": len(labels)}
-    predictions = logits.argmax(axis=1) if is_class else logits  # (N,) or (N, C)
-    if problem_type == MULTI_LABEL:
-        predictions = scipy.special.expit(logits)  # (N, C)
+    predictions = _PREDICTIONS[problem_type](logits) if problem_type in _PREDICTIONS else logits  # (N,) or (N, C)
     scores = {metric.key: float(metric.score(predictions, labels)) for metric in METRICS[problem_type]}
     return {**scores, "support": len(labels)}
 
@@ -300,13 +266,13 @@ def aggregate_score(task_metrics: dict[str, dict[str, float]], primary: dict[str
 
 
 def _check(problem_type: str, logits: np.ndarray, labels: np.ndarray) -> None:
-    is_class = problem_type == SINGLE_LABEL
+    is_class = problem_type in CLASS_ID_TYPES
     if logits.ndim != 2 or labels.shape != logits.shape[: 1 if is_class else 2]:
         expected = "(N, C) and (N,)" if is_class else "of one shape"
         raise ValueError(f"{problem_type}: logits {logits.shape}, labels {labels.shape}. Give them {expected}.")
     if problem_type == REGRESSION:
         return
-    allowed = [IGNORE_INDEX, *range(logits.shape[1])] if is_class else [0, 1]
+    allowed = [IGNORE_INDEX, *range(logits.shape[1] + (problem_type == ORDINAL))] if is_class else [0, 1]
     outside = labels[~np.isin(labels, allowed) & (is_class | ~np.isnan(labels))]
     if len(outside):
         fix = f"class ids 0 to {allowed[-1]}, -100 = missing" if is_class else "0, 1 or nan (missing)"

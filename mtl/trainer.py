@@ -30,6 +30,8 @@ from mtl.data import label_column
 from mtl.evaluation import EvaluationMetrics
 from mtl.freezing import apply_freezing
 from mtl.optimization import set_learning_rates
+from mtl.rejection import fit_rejection, rejects, with_thresholds
+from mtl.smoothing import label_smoothing
 from mtl.task_losses import TaskLossMeans
 from mtl.weighting import make_weighting
 
@@ -74,6 +76,7 @@ class MTLTrainer(Trainer):
         self.tasks = tuple(model.config.tasks)
         self.freezing = apply_freezing(model, args.freeze)
         self.weighting = make_weighting(args.weighting, self.tasks).to(args.device)
+        self._label_smoothing = label_smoothing(self.tasks, args.label_smoothing_factor)
         tokenizer = kwargs.setdefault("processing_class", model.tokenizer)
         callbacks = [*(callbacks or []), _LearnedWeightsCallback(self)]
         if args.early_stopping_patience is not None:
@@ -86,6 +89,7 @@ class MTLTrainer(Trainer):
             callbacks=callbacks,
             **kwargs,
         )
+        self.label_smoother = None  # The base class's own, for one task.
         self.loss_is_scaled_for_ga = True
         self._task_losses = TaskLossMeans()
         logger.info("Training in %s on %s.", args.precision_in_use, args.device)
@@ -119,7 +123,8 @@ class MTLTrainer(Trainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Weighs the task losses of a micro-batch; see `Trainer.compute_loss`."""
         counts = num_items_in_batch or self._get_num_items_in_batch([inputs], self.args.device)
-        outputs = model(**inputs, num_items_in_batch=counts)
+        smoothing = self._label_smoothing if model.training else None  # Evaluation measures the loss itself.
+        outputs = model(**inputs, num_items_in_batch=counts, smoothing=smoothing)
         if model.training:
             self._task_losses.add(outputs.task_losses, inputs["labels"], counts)
         # The ranks' gradients and losses are averaged, but the counts are already those of all ranks.
@@ -127,6 +132,23 @@ class MTLTrainer(Trainer):
         share = 1.0 / self.current_gradient_accumulation_steps if model.training else 1.0
         loss = self.weighting(losses, counts, share)
         return (loss, outputs) if return_outputs else loss
+
+    def fit_rejection(
+        self, dataset: Any = None, *, acceptance: float | None = None, task_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Fits the rejection thresholds of tasks, by default of all that have an `out_of_scope_label`.
+
+        From then on the model, its configuration and every evaluation have them; see `mtl.rejection.fit_rejection`,
+        also for what is raised. Without a data set it is `eval_dataset`.
+        """
+        chosen = [task for task in self.tasks if rejects(task) and (task_names is None or task.name in task_names)]
+        rows = self.eval_dataset if dataset is None else dataset
+        thresholds = fit_rejection(self, rows, chosen, acceptance=acceptance)
+        self.model.config.tasks = with_thresholds(self.tasks, thresholds)
+        self.tasks = tuple(self.model.config.tasks)
+        if isinstance(self.compute_metrics, EvaluationMetrics):
+            self.compute_metrics = EvaluationMetrics(self.tasks)
+        return thresholds
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """Counts the valid labels of each task in all micro-batches of a step, over all ranks."""

@@ -15,8 +15,9 @@ import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        house = ("configuration_mtl", "inference_mtl", "sharing_mtl", "modeling_mtl", "train_trainer", "mtl")
-        if name.partition(".")[0] in house:
+        house = ("train_trainer", "mtl")
+        root = name.partition(".")[0]
+        if root in house or root.endswith("_mtl"):
             raise ImportError(f"{name} is blocked in this process")
 
 

@@ -24,6 +24,9 @@ from worked_scores import (
     NUMBER_PREDICTIONS,
     NUMBER_REFERENCES,
     NUMBER_SCORES,
+    RANK_PREDICTIONS,
+    RANK_REFERENCES,
+    RANK_SCORES,
 )
 
 from configuration_mtl import PROBLEM_TYPES
@@ -57,6 +60,7 @@ INPUTS: dict[str, tuple[Any, Any, dict[str, float]]] = {
     "single_label_classification": (CLASS_PREDICTIONS, CLASS_REFERENCES, CLASS_SCORES),
     "multi_label_classification": (probabilities(), LABEL_REFERENCES, LABEL_SCORES),
     "regression": (NUMBER_PREDICTIONS, NUMBER_REFERENCES, NUMBER_SCORES),
+    "ordinal_classification": (RANK_PREDICTIONS, RANK_REFERENCES, RANK_SCORES),
 }
 
 
