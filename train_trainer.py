@@ -158,7 +158,7 @@ def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
     )
     if not args.disable_tqdm:
         _replace_progress(trainer, tasks)
-    run = Run(settings, trainer, splits, tasks, truncated)
+    run = Run(settings, trainer, splits, trainer.tasks, truncated)
     check_rejection_data(_tasks_to_fit(run), splits.get("validation"), settings.rejection_acceptance)
     return run
 

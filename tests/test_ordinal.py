@@ -136,8 +136,8 @@ def test_names_need_an_order(write: WriteRows, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="nothing says which"):
         load_column(tmp_path / "a.parquet", STARS)
     ids = TaskConfig("stars", ORDINAL, num_labels=4)
-    rows = [{"text": f"text {number}", "stars": rank} for number, rank in enumerate([3, 0])]
-    assert load_column(write(rows), ids) == ([3, 0], ids)
+    ranks: list[dict[str, Any]] = [{"text": "a", "stars": 3}, {"text": "b", "stars": 0}]
+    assert load_column(write(ranks), ids) == ([3, 0], ids)
 
 
 def _logits_of(ranks: list[int], num_labels: int) -> np.ndarray:

@@ -305,7 +305,7 @@ def test_rows_out_of_scope_carry_no_loss(tiny_model: MakeModel, oos_splits: Spli
         (
             [0, 1, -100],
             None,
-            "'oos' is predicted cannot be fitted: validation has no such row.*`rejection_acceptance`",
+            "'oos' is predicted cannot be fitted: validation has no such row.*`rejection_acc",
         ),
         ([-1, -100], None, "cannot be fitted: validation has no row of any class"),
         ([0, -1], 1.5, "rejection_acceptance must be above 0 and at most 1, found 1.5"),
