@@ -27,6 +27,7 @@ from mtl.checkpoints import head_meaning, last_complete_checkpoint
 from mtl.console import ProgressReport, metrics_table, sample_lines, true_labels
 from mtl.data import SourceConfig, load_sources, row_texts, tokenize_splits
 from mtl.evaluation import EvaluationResult, evaluate_split, evaluation_of_final_model
+from mtl.rejection import check_rejection_data, rejects
 from mtl.report import build_report, write_report
 from mtl.search import SearchConfig, search, summary
 from mtl.settings import (
@@ -108,9 +109,12 @@ def finish(run: Run, argv: Sequence[str]) -> dict[str, Any]:
         for name in (CARD, REPORT):  # Those of an earlier run would speak of another model.
             (run.output_dir / name).unlink(missing_ok=True)
     run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
+    run, fitted = fit_thresholds(run)
+    if fitted:
+        run.trainer.save_model(_internal_call=True)
     # The log of a resumed run may hold evaluations of an earlier process, on other data; that of a run with an adapter
-    # those of the model before the adapter was merged.
-    results = measure(run, from_log=not args.resume_from_checkpoint and args.peft is None)
+    # those of the model before the adapter was merged, and any log those at the thresholds before the fit.
+    results = measure(run, from_log=not args.resume_from_checkpoint and args.peft is None and not fitted)
     report = build_report(
         args,
         tasks=run.tasks,
@@ -159,7 +163,33 @@ def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
     )
     if not args.disable_tqdm:
         _replace_progress(trainer, tasks)
-    return Run(settings, trainer, splits, tasks, truncated)
+    run = Run(settings, trainer, splits, trainer.tasks, truncated)
+    if settings.search is None:  # A search fits no threshold.
+        check_rejection_data(_tasks_to_fit(run), splits.get("validation"), settings.rejection_acceptance)
+    return run
+
+
+def _tasks_to_fit(run: Run) -> list[TaskConfig]:
+    """Returns the tasks whose rejection thresholds are to be fitted; see `RunSettings.fit_rejection`."""
+    given = {task.name for task in run.settings.task_configs() if task.rejection_threshold is not None}
+    trains = run.trainer.freezing.num_trainable > 0
+    return [
+        task
+        for task in run.trainer.tasks
+        if rejects(task) and task.name not in given
+        if (run.settings.fit_rejection is None and (trains or task.rejection_threshold is None))
+        or run.settings.fit_rejection
+    ]
+
+
+def fit_thresholds(run: Run) -> tuple[Run, bool]:
+    """Fits the rejection thresholds that are to be fitted; returns the run with them, and whether there are any."""
+    names = [task.name for task in _tasks_to_fit(run)]
+    if not names:
+        return run, False
+    acceptance = run.settings.rejection_acceptance
+    run.trainer.fit_rejection(run.splits["validation"], acceptance=acceptance, task_names=names)
+    return dataclasses.replace(run, tasks=run.trainer.tasks), True
 
 
 def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) -> MTLModel:
@@ -224,10 +254,20 @@ def _load_saved(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...],
 
 
 def _with_settings_of(saved: Sequence[TaskConfig], wanted: Sequence[TaskConfig]) -> list[TaskConfig]:
-    """Returns the saved heads with the wanted weights, in their order, and then the wanted tasks without a head."""
-    weights = {task.name: task.weight for task in wanted}
-    heads = [dataclasses.replace(task, weight=weights[task.name]) for task in saved if task.has_head]
+    """Returns the saved heads as the settings want them trained, in their order, then the tasks without a head."""
+    by_name = {task.name: task for task in wanted}
+    heads = [_with_settings(task, by_name[task.name]) for task in saved if task.has_head]
     return heads + [task for task in wanted if not task.has_head]
+
+
+def _with_settings(saved: TaskConfig, wanted: TaskConfig) -> TaskConfig:
+    """Returns a saved head as the settings want it trained; a fitted threshold stays unless it means another thing."""
+    keys = ("out_of_scope_label", "rejection_score")
+    is_same = all(getattr(saved, key) == getattr(wanted, key) for key in keys)
+    if wanted.rejection_threshold is None and is_same:
+        wanted = dataclasses.replace(wanted, rejection_threshold=saved.rejection_threshold)
+    settings = ("weight", "label_smoothing", *keys, "rejection_threshold")
+    return dataclasses.replace(saved, **{key: getattr(wanted, key) for key in settings})
 
 
 def train(run: Run) -> dict[str, Any]:

@@ -49,6 +49,8 @@ class MTLTrainingArguments(TrainingArguments):
             below it; the highest has `learning_rate`. All layers have that rate if not given.
         average_weights: What is evaluated and saved instead of the weights of a single step: an average of
             `mtl.averaging`, `ema:<decay>` or `last:<fraction of training>`. Training goes on with the raw weights.
+        label_smoothing_factor: Share of the training loss that goes to all classes alike, in [0, 1), for single-label
+            tasks whose `label_smoothing` is not set. Losses of evaluation are without it.
         early_stopping_patience: Number of evaluations without a better score after which training stops.
         hub_strategy: `"end"`: with `push_to_hub` one push at the end, with card and report.
         metric_for_best_model: As in `TrainingArguments`; where a best model is to be found, by default `score`, the
@@ -122,11 +124,8 @@ class MTLTrainingArguments(TrainingArguments):
             self.lr_scheduler_kwargs = {"mode": "max" if self.greater_is_better else "min", **given}
 
     def _refuse_what_is_not_supported(self) -> None:
-        if self.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor} is not supported: the losses of the tasks are "
-                "computed in the model. Leave it at 0."
-            )
+        if not 0.0 <= self.label_smoothing_factor < 1.0:
+            raise ValueError(f"label_smoothing_factor must be in [0, 1), found {self.label_smoothing_factor}.")
         if not self.eval_do_concat_batches:
             raise ValueError(
                 "eval_do_concat_batches=False is not supported: metrics are computed over all rows. Leave it at True."

@@ -33,6 +33,8 @@ from mtl.embedding_cache import make_embedding_cache, with_lengths
 from mtl.evaluation import EvaluationMetrics
 from mtl.freeze_schedule import FreezeScheduleCallback, begin_freezing
 from mtl.optimization import head_rate, learning_rates, set_learning_rates
+from mtl.rejection import fit_rejection, rejects, with_thresholds
+from mtl.smoothing import label_smoothing
 from mtl.task_losses import TaskLossMeans
 from mtl.weighting import make_weighting
 
@@ -89,6 +91,7 @@ class MTLTrainer(AdapterTrainer):
             callbacks=callbacks,
             **kwargs,
         )
+        self.label_smoother = None  # The base class's own, for one task.
         self.loss_is_scaled_for_ga = True
         self._task_losses = TaskLossMeans()
         self.embedding_cache = make_embedding_cache(
@@ -100,6 +103,7 @@ class MTLTrainer(AdapterTrainer):
         self.tasks = tuple(model.config.tasks)
         self.freezing, schedule = begin_freezing(model, args.freeze, args.freeze_schedule)
         self.weighting = make_weighting(args.weighting, self.tasks).to(args.device)
+        self._label_smoothing = label_smoothing(self.tasks, args.label_smoothing_factor)
         return schedule
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -170,7 +174,8 @@ class MTLTrainer(AdapterTrainer):
     ) -> Tensor | tuple[Tensor, Any]:
         """Weighs the task losses of a micro-batch; see `Trainer.compute_loss`."""
         counts = num_items_in_batch or self._get_num_items_in_batch([inputs], self.args.device)
-        outputs = model(**inputs, num_items_in_batch=counts)
+        smoothing = self._label_smoothing if model.training else None  # Evaluation measures the loss itself.
+        outputs = model(**inputs, num_items_in_batch=counts, smoothing=smoothing)
         if model.training:
             self._task_losses.add(outputs.task_losses, inputs["labels"], counts)
         # The ranks' gradients and losses are averaged, but the counts are already those of all ranks.
@@ -178,6 +183,23 @@ class MTLTrainer(AdapterTrainer):
         share = 1.0 / self.current_gradient_accumulation_steps if model.training else 1.0
         loss = self.weighting(losses, counts, share)
         return (loss, outputs) if return_outputs else loss
+
+    def fit_rejection(
+        self, dataset: Any = None, *, acceptance: float | None = None, task_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Fits the rejection thresholds of tasks, by default of all that have an `out_of_scope_label`.
+
+        From then on the model, its configuration and every evaluation have them; see `mtl.rejection.fit_rejection`,
+        also for what is raised. Without a data set it is `eval_dataset`.
+        """
+        chosen = [task for task in self.tasks if rejects(task) and (task_names is None or task.name in task_names)]
+        rows = self.eval_dataset if dataset is None else dataset
+        thresholds = fit_rejection(self, rows, chosen, acceptance=acceptance)
+        self.model.config.tasks = with_thresholds(self.tasks, thresholds)
+        self.tasks = tuple(self.model.config.tasks)
+        if isinstance(self.compute_metrics, EvaluationMetrics):
+            self.compute_metrics = EvaluationMetrics(self.tasks)
+        return thresholds
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """Counts the valid labels of each task in all micro-batches of a step, over all ranks."""

@@ -54,9 +54,9 @@ def test_two_ranks_equal_one_process(settings: dict[str, Any], tmp_path: Path) -
             # AdamW divides by the root of tiny second moments, which lets float32 noise grow.
             torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4)
     for first, second in zip(one["history"], two["history"], strict=True):
-        for key in ("loss", "loss_topic", "loss_valence", "grad_norm"):
+        for key in ("loss", "loss_topic", "loss_valence", "loss_stars", "grad_norm"):
             if key in first:
                 assert second[key] == pytest.approx(first[key], rel=1e-5), key
     for key, value in one["evaluated"].items():
-        if key.startswith(("eval_topic", "eval_valence")) or key in ("eval_loss", "eval_score"):
+        if key.startswith(("eval_topic", "eval_valence", "eval_stars")) or key in ("eval_loss", "eval_score"):
             assert two["evaluated"][key] == pytest.approx(value, rel=1e-4), key
