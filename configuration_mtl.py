@@ -23,15 +23,19 @@ logger = logging.get_logger(__name__)
 SINGLE_LABEL = "single_label_classification"
 MULTI_LABEL = "multi_label_classification"
 REGRESSION = "regression"
+ORDINAL = "ordinal_classification"
 SCORED_PAIRS = "scored_pairs"
 POSITIVE_PAIRS = "positive_pairs"
 TRIPLETS = "triplets"
 CONTRASTIVE = "contrastive"
 SIMILARITY_TYPES = (SCORED_PAIRS, POSITIVE_PAIRS, TRIPLETS, CONTRASTIVE)
 """The types of task that train the embedding itself and have no head."""
-PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, *SIMILARITY_TYPES)
+PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, ORDINAL, *SIMILARITY_TYPES)
 
-CLASS_ID_TYPES = (SINGLE_LABEL, POSITIVE_PAIRS, TRIPLETS, CONTRASTIVE)
+CLASS_ID_TYPES = (SINGLE_LABEL, ORDINAL, CONTRASTIVE)
+"""Types whose label is the id of one class of several."""
+
+INTEGER_LABEL_TYPES = (*CLASS_ID_TYPES, POSITIVE_PAIRS, TRIPLETS)
 """Types with one int64 label a row: a class id, or 1 for a row that has the texts of a pair or triplet."""
 
 FURTHER_TEXTS = {SCORED_PAIRS: (1, 1), POSITIVE_PAIRS: (1, 2), TRIPLETS: (2, 2)}
@@ -49,8 +53,20 @@ _LOSS_SETTINGS = ("temperature", "margin", "symmetric")
 IGNORE_INDEX = -100
 """The class id that stands for a missing label; float labels use nan."""
 
-SCHEMA_VERSION = 1
-"""Version of the layout of `config.json`; a reader refuses a newer one than it knows."""
+OUT_OF_SCOPE_INDEX = -1
+"""The class id of a row that is known to be of none of the classes. As every negative id, it carries no loss."""
+
+REJECTION_SCORES = ("probability", "logit", "energy")
+"""What may be compared with a rejection threshold; see `confidence` in `classification_mtl`."""
+
+SCHEMA_VERSION = 2
+"""Newest layout of `config.json` that this code knows; a reader refuses a newer one.
+
+2 has what 1 has not: problem types and settings of tasks that came later. A file without them is still written as 1,
+so that earlier code goes on reading it.
+"""
+_TYPES_OF_SCHEMA_1 = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
+_KEYS_OF_SCHEMA_1 = ("name", "problem_type", "labels", "num_labels", "weight", "hidden_size")
 
 _TASK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 # Keywords that `PreTrainedConfig` takes without declaring them as fields.
@@ -69,10 +85,11 @@ class TaskConfig:
 
     Args:
         name: Name of the task and of its head; a letter, then letters, digits, `_` or `-`.
-        problem_type: `"single_label_classification"`, `"multi_label_classification"` or `"regression"`, each with a
-            head; or, without one, `"scored_pairs"`, `"positive_pairs"`, `"triplets"` or `"contrastive"`, which train
-            the embedding itself (see `similarity_mtl`).
-        labels: Names of the classes, in the order of the logits. For regression, names of the outputs (optional).
+        problem_type: `"single_label_classification"`, `"multi_label_classification"`, `"regression"` or
+            `"ordinal_classification"`, each with a head; or, without one, `"scored_pairs"`, `"positive_pairs"`,
+            `"triplets"` or `"contrastive"`, which train the embedding itself (see `similarity_mtl`).
+        labels: Names of the classes, in the order of the logits; for ordinal classification from the lowest to the
+            highest. For regression, names of the outputs (optional).
         num_labels: Number of outputs; derived from `labels` where those are given. 1 for regression unless said.
         weight: Static weight of the task's loss, >= 0.
         hidden_size: Width of a hidden layer in the head; `None` for a linear head.
@@ -83,10 +100,18 @@ class TaskConfig:
             squared Euclidean distance of unit vectors is twice that, so it is the 0.2 of Schroff et al., "FaceNet",
             CVPR 2015, section 3.3.
         symmetric: For positive pairs, whether each positive also has to find its anchor. Default false.
+        label_smoothing: For single-label, the share of the training loss that goes to all classes alike, in [0, 1);
+            `label_smoothing_factor` of the training if not given.
+        out_of_scope_label: For single-label, the name in the data of rows that are of no class. They carry no loss,
+            but are what rejection is measured on.
+        rejection_score: What a sentence must reach to be accepted: `"probability"`, the largest one (the default),
+            `"logit"`, the largest one, or `"energy"`, the log of the sum of the exponentials of all logits.
+        rejection_threshold: The least `rejection_score` at which a sentence is taken to be of a class; fitted after
+            training, see `mtl.rejection`. Without it nothing is rejected.
 
     Raises:
-        ValueError: For an illegal name, type, weight, width, labels that are empty, doubled or contradict
-            `num_labels`, or a setting of a loss that the problem type does not have.
+        ValueError: For an illegal name, type, weight, width, smoothing or threshold, labels that are empty, doubled
+            or contradict `num_labels`, or a setting that the problem type does not have.
     """
 
     name: str
@@ -99,6 +124,10 @@ class TaskConfig:
     temperature: float | None = None
     margin: float | None = None
     symmetric: bool | None = None
+    label_smoothing: float | None = None
+    out_of_scope_label: str | None = None
+    rejection_score: str | None = None
+    rejection_threshold: float | None = None
 
     def __post_init__(self) -> None:
         """Validates the fields and fills in what follows from them."""
@@ -119,12 +148,16 @@ class TaskConfig:
         elif self.num_labels is None and self.problem_type in (REGRESSION, *FURTHER_TEXTS):
             object.__setattr__(self, "num_labels", 1)
         self._check_num_labels()
+        _check_smoothing(self)
+        _check_rejection(self)
+        if self.out_of_scope_label is not None and self.rejection_score is None:
+            object.__setattr__(self, "rejection_score", REJECTION_SCORES[0])
 
     def _is_weight(self) -> bool:
         return math.isfinite(self.weight) and self.weight >= 0
 
     def _check_num_labels(self) -> None:
-        least = 2 if self.problem_type in (SINGLE_LABEL, CONTRASTIVE) else 1
+        least = 2 if self.problem_type in CLASS_ID_TYPES else 1
         count = self.num_labels
         if count is not None and not _is_count(count, least):
             raise ValueError(
@@ -143,6 +176,11 @@ class TaskConfig:
         return self.num_labels is not None
 
     @property
+    def num_logits(self) -> int:
+        """Width of the head: a logit for each label, but for ordinal classification one for each step between two."""
+        return (self.num_labels or 0) - (self.problem_type == ORDINAL)
+
+    @property
     def id2label(self) -> dict[int, str]:
         """Name of each output; `LABEL_<i>` where none were given."""
         names = self.labels or tuple(f"LABEL_{index}" for index in range(self.num_labels or 0))
@@ -154,10 +192,10 @@ class TaskConfig:
         return {label: index for index, label in self.id2label.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """Returns the fields as JSON-ready values."""
+        """Returns the fields as JSON-ready values; of those that came after the first layout, only what is set."""
         fields = dataclasses.asdict(self)
         fields["labels"] = None if self.labels is None else list(self.labels)
-        return fields
+        return {key: value for key, value in fields.items() if key in _KEYS_OF_SCHEMA_1 or value is not None}
 
 
 @strict
@@ -173,7 +211,8 @@ class MTLConfig(PreTrainedConfig):
         normalize_for_heads: Whether the heads, too, see the embedding with L2 norm 1 (else the pooled one).
         max_seq_length: Limit, in tokens, at which `encode` and `predict` truncate; `None` takes the tokenizer's or
             the backbone's own.
-        schema_version: Version of this layout.
+        schema_version: Version of the layout that a file was read from; a file is written with the lowest one that
+            holds its tasks.
 
     Raises:
         ValueError: For an illegal task, or a config of a newer layout.
@@ -307,6 +346,7 @@ class MTLConfig(PreTrainedConfig):
         """Returns the configuration as JSON-ready values, the tasks as dicts."""
         output = super().to_dict()
         output["tasks"] = [task.to_dict() for task in self.tasks]
+        output["schema_version"] = max(map(_schema_of_task, output["tasks"]), default=1)
         return output
 
 
@@ -361,6 +401,48 @@ def _check_loss_settings(where: str, values: Mapping[str, Any]) -> None:
             raise ValueError(f"{where}: {key} must be above 0{'' if most > 2 else ' and at most 2'}, found {value}.")
     if values["symmetric"] not in (None, True, False):
         raise ValueError(f"{where}: symmetric must be true or false, found {values['symmetric']!r}.")
+
+
+def _schema_of_task(fields: Mapping[str, Any]) -> int:
+    is_first = fields["problem_type"] in _TYPES_OF_SCHEMA_1 and fields.keys() <= set(_KEYS_OF_SCHEMA_1)
+    return 1 if is_first else 2
+
+
+def _check_smoothing(task: TaskConfig) -> None:
+    value = task.label_smoothing
+    if value is None:
+        return
+    if task.problem_type != SINGLE_LABEL:
+        raise ValueError(f"Task {task.name!r}: label_smoothing has no effect on {task.problem_type}. Leave it out.")
+    if not _is_number(value) or not 0.0 <= value < 1.0:
+        raise ValueError(f"Task {task.name!r}: label_smoothing must be a number in [0, 1), found {value!r}.")
+
+
+def _check_rejection(task: TaskConfig) -> None:
+    where, label = f"Task {task.name!r}", task.out_of_scope_label
+    if label is None:
+        for key in ("rejection_score", "rejection_threshold"):
+            if getattr(task, key) is not None:
+                raise ValueError(f"{where}: {key} needs `out_of_scope_label`, the name of what is rejected.")
+        return
+    if task.problem_type != SINGLE_LABEL:
+        raise ValueError(f"{where}: {task.problem_type} has no rejection. Leave out `out_of_scope_label`.")
+    if not isinstance(label, str) or not label:
+        raise ValueError(f"{where}: out_of_scope_label must be a name, found {label!r}.")
+    if label in (task.labels or ()):
+        raise ValueError(f"{where}: {label!r} is its out_of_scope_label and so no class. Take it out of `labels`.")
+    _check_threshold(where, task.rejection_score, task.rejection_threshold)
+
+
+def _check_threshold(where: str, score: Any, threshold: Any) -> None:
+    if score not in (None, *REJECTION_SCORES):
+        raise ValueError(f"{where}: rejection_score {score!r} is unknown. Use one of {list(REJECTION_SCORES)}.")
+    if threshold is not None and not _is_number(threshold):
+        raise ValueError(f"{where}: rejection_threshold must be a finite number, found {threshold!r}.")
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_count(value: Any, least: int) -> bool:

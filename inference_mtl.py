@@ -16,12 +16,14 @@ from transformers.utils import logging
 
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
-        from .configuration_mtl import MULTI_LABEL, REGRESSION, MTLConfig, TaskConfig
+        from .classification_mtl import class_prediction
+        from .configuration_mtl import CLASS_ID_TYPES, REGRESSION, MTLConfig, TaskConfig
 except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
-    from configuration_mtl import MULTI_LABEL, REGRESSION, MTLConfig, TaskConfig
+    from classification_mtl import class_prediction
+    from configuration_mtl import CLASS_ID_TYPES, REGRESSION, MTLConfig, TaskConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -122,8 +124,12 @@ class InferenceMixin(PreTrainedModel):
 
         Returns:
             For each sentence a dict by task, of those that have a head (for one sentence, that dict): single-label
-            `{"label", "score", "probabilities": {label: p}}`; multi-label `{"labels", "probabilities"}` with the
-            labels of probability >= 0.5; regression a float, or `{output: float}` if there are several outputs.
+            `{"label", "score", "probabilities": {label: p}}`; ordinal the same, where the label is the median of the
+            probabilities and the score its own; multi-label `{"labels", "probabilities"}` with the labels of
+            probability >= 0.5; regression a float, or `{output: float}` if there are several outputs.
+
+            A single-label task with a rejection threshold also has `"in_scope"`. Where that is False, the label is
+            the task's `out_of_scope_label`, and the score that of the likeliest class.
 
         Raises:
             TypeError: If a sentence is neither a string nor a pair of them.
@@ -182,17 +188,15 @@ class InferenceMixin(PreTrainedModel):
 
 
 def _prediction(task: TaskConfig, logits: Tensor) -> Any:
+    if task.problem_type in CLASS_ID_TYPES:
+        return class_prediction(task, logits)
     names = task.id2label.values()
     if task.problem_type == REGRESSION:
         values = dict(zip(names, logits.tolist(), strict=True))
         return logits.item() if task.num_labels == 1 else values
-    if task.problem_type == MULTI_LABEL:
-        probabilities = dict(zip(names, logits.sigmoid().tolist(), strict=True))
-        chosen = [label for label, probability in probabilities.items() if probability >= MULTI_LABEL_THRESHOLD]
-        return {"labels": chosen, "probabilities": probabilities}
-    probabilities = dict(zip(names, logits.softmax(dim=-1).tolist(), strict=True))
-    label = max(probabilities, key=probabilities.__getitem__)
-    return {"label": label, "score": probabilities[label], "probabilities": probabilities}
+    probabilities = dict(zip(names, logits.sigmoid().tolist(), strict=True))
+    chosen = [label for label, probability in probabilities.items() if probability >= MULTI_LABEL_THRESHOLD]
+    return {"labels": chosen, "probabilities": probabilities}
 
 
 def tokenize(tokenizer: Any, texts: Sequence[Text], **options: Any) -> dict[str, list[Any]]:

@@ -18,7 +18,8 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
-        from .configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
+        from .classification_mtl import ordinal_loss, single_label_loss
+        from .configuration_mtl import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
         from .inference_mtl import InferenceMixin
         from .sharing_mtl import SharingMixin
         from .similarity_mtl import ComparedTexts, similarity_loss, similarity_outputs, text_identity
@@ -26,7 +27,8 @@ except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
-    from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
+    from classification_mtl import ordinal_loss, single_label_loss
+    from configuration_mtl import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
     from inference_mtl import InferenceMixin
     from sharing_mtl import SharingMixin
     from similarity_mtl import ComparedTexts, similarity_loss, similarity_outputs, text_identity
@@ -42,8 +44,8 @@ class MTLOutput(ModelOutput):
         loss: Sum of the task losses, each times its task's static weight. Shape ().
         last_hidden_state: Hidden states of the backbone's last layer. Shape (B, T, H).
         embeddings: Sentence embeddings, L2-normalised if the config says `normalize`. Shape (B, H).
-        logits: Outputs of each task's head, float32, (B, C) each; where labels are given also those of tasks without
-            a head, see `similarity_mtl`.
+        logits: Outputs of each task's head, float32, (B, C) each, for ordinal classification (B, C - 1); where labels
+            are given also those of tasks without a head, see `similarity_mtl`.
         task_losses: Unweighted loss of each task. Shape () each.
         hidden_states: Hidden states of every layer, if asked for. Shape (B, T, H) each.
         attentions: Attention weights of every layer, if asked for.
@@ -73,7 +75,7 @@ class TaskHead(nn.Module):
         self.hidden = None
         if task.hidden_size is not None:
             self.hidden = nn.Sequential(nn.Linear(hidden_size, width), nn.GELU(), nn.Dropout(dropout))
-        self.out_proj = nn.Linear(width, len(task.id2label))
+        self.out_proj = nn.Linear(width, task.num_logits)
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns float32 logits, (B, C), of pooled embeddings, (B, H)."""
@@ -188,6 +190,7 @@ class MTLModel(SharingMixin, InferenceMixin):
         others: dict[str, Tensor] | None = None,
         partners: Tensor | None = None,
         pooled: Tensor | None = None,
+        smoothing: dict[str, float] | None = None,
         **kwargs: Any,
     ) -> MTLOutput:
         """Encodes, pools, and applies every head; with labels, also each task's loss.
@@ -198,9 +201,9 @@ class MTLModel(SharingMixin, InferenceMixin):
             token_type_ids: Segment ids, for backbones that take them. Shape (B, T).
             position_ids: Positions, for backbones that take them. Shape (B, T).
             inputs_embeds: Token embeddings instead of `input_ids`. Shape (B, T, H).
-            labels: Labels by task. Class ids, (B,), with -100 for missing; for multi-label, (B, C), and regression,
-                (B,) or (B, C), floats with nan for missing. A task may be left out; keys that are no task's are
-                ignored.
+            labels: Labels by task. Class ids, (B,), with -100 for missing and -1 for out of scope; for multi-label,
+                (B, C), and regression, (B,) or (B, C), floats with nan for missing. A task may be left out; keys that
+                are no task's are ignored.
             num_items_in_batch: Count of valid labels by task over the whole optimizer step; the summed losses are
                 divided by it. The count in this batch if not given.
             others: Inputs of the further texts of the batch's pairs and triplets, for tasks that compare texts, which
@@ -208,6 +211,8 @@ class MTLModel(SharingMixin, InferenceMixin):
             partners: Row in `others` of each example's second and third text, -1 for none. Shape (B, 2).
             pooled: What the backbone and `pool` gave for these sentences earlier, before any normalisation; the
                 backbone is not run, and the output has no `last_hidden_state`. Shape (B, H).
+            smoothing: Label smoothing, the share of the loss that goes to all classes alike, by single-label task; 0
+                if not given. (The Trainer takes what has "label" in its name for labels.)
             **kwargs: Passed on to the backbone, such as `output_hidden_states`.
         """
         outputs: Any = MTLOutput()
@@ -226,7 +231,7 @@ class MTLModel(SharingMixin, InferenceMixin):
         loss, task_losses = None, None
         if labels is not None:
             logits |= self._similarity_outputs(unit, (input_ids, attention_mask), labels, others, partners)
-            task_losses = self._task_losses(logits, labels, num_items_in_batch or {})
+            task_losses = self._task_losses(logits, labels, num_items_in_batch or {}, smoothing or {})
             loss = sum(task.weight * task_losses[task.name] for task in self.config.tasks)
         return MTLOutput(
             loss=loss,
@@ -264,7 +269,11 @@ class MTLModel(SharingMixin, InferenceMixin):
         return similarity_outputs(self.config.tasks, texts, labels)
 
     def _task_losses(
-        self, logits: dict[str, Tensor], labels: dict[str, Tensor], num_items: dict[str, Tensor]
+        self,
+        logits: dict[str, Tensor],
+        labels: dict[str, Tensor],
+        num_items: dict[str, Tensor],
+        smoothing: dict[str, float],
     ) -> dict[str, Tensor]:
         losses = {}
         for task in self.config.tasks:
@@ -274,7 +283,8 @@ class MTLModel(SharingMixin, InferenceMixin):
                 continue
             count = num_items.get(task.name)
             count = valid_labels(targets).sum() if count is None else count
-            losses[task.name] = task_loss(task, outputs, targets) / count.clamp(min=1)
+            total = task_loss(task, outputs, targets, smoothing.get(task.name, 0.0))  # ()
+            losses[task.name] = total / count.clamp(min=1)
         return losses
 
     def activation_checkpointing_enable(
@@ -352,29 +362,33 @@ def pool(last_hidden_state: Tensor, attention_mask: Tensor, pooling: str) -> Ten
 
 
 def valid_labels(labels: Tensor) -> Tensor:
-    """Returns where labels are given, in their shape: class ids other than -100, floats other than nan."""
-    return ~labels.isnan() if labels.is_floating_point() else labels != IGNORE_INDEX
+    """Returns where labels carry a loss, in their shape: class ids from 0 on, floats other than nan."""
+    return ~labels.isnan() if labels.is_floating_point() else labels >= 0
 
 
-def task_loss(task: TaskConfig, outputs: Tensor, labels: Tensor) -> Tensor:
+def task_loss(task: TaskConfig, outputs: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Sums any task's loss over the valid labels of a batch; see [`summed_loss`] and `similarity_loss`."""
     if task.has_head:
-        return summed_loss(task.problem_type, outputs, labels)
+        return summed_loss(task.problem_type, outputs, labels, label_smoothing)
     return similarity_loss(task, outputs, labels)
 
 
-def summed_loss(problem_type: str, logits: Tensor, labels: Tensor) -> Tensor:
+def summed_loss(problem_type: str, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Sums a task's loss over the valid labels of a batch; missing ones give exactly zero gradient.
 
-    Cross-entropy for single-label, binary cross-entropy per label for multi-label, squared error for regression.
+    Cross-entropy for single-label, negative log-likelihood for ordinal (see `classification_mtl`), binary
+    cross-entropy per label for multi-label, squared error for regression.
 
     Args:
         problem_type: The task's problem type.
-        logits: Float32 outputs of the head. Shape (B, C).
+        logits: Float32 outputs of the head. Shape (B, C), for ordinal (B, C - 1).
         labels: See [`MTLModel.forward`]. Shape (B,) or (B, C).
+        label_smoothing: Share of a single-label loss that goes to all classes alike.
     """
     if problem_type == SINGLE_LABEL:
-        return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="sum")
+        return single_label_loss(logits, labels, label_smoothing)
+    if problem_type == ORDINAL:
+        return ordinal_loss(logits, labels)
     labels = labels.view_as(logits)  # (B, C)
     valid = valid_labels(labels)  # (B, C)
     losses: dict[str, Callable[..., Tensor]] = {

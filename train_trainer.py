@@ -27,6 +27,7 @@ from mtl.checkpoints import last_complete_checkpoint
 from mtl.console import ProgressReport, metrics_table, sample_lines, true_labels
 from mtl.data import SourceConfig, load_sources, row_texts, tokenize_splits
 from mtl.evaluation import EvaluationResult, evaluate_split, evaluation_of_final_model
+from mtl.rejection import check_rejection_data, rejects
 from mtl.report import build_report, write_report
 from mtl.saved_models import freeze_other_heads, load_saved
 from mtl.search import SearchConfig, search, summary
@@ -123,9 +124,12 @@ def finish(
         for name in (CARD, REPORT):  # Those of an earlier run would speak of another model.
             (run.output_dir / name).unlink(missing_ok=True)
     run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
+    run, fitted = fit_thresholds(run)
+    if fitted:
+        run.trainer.save_model(_internal_call=True)
     # The log of a resumed run may hold evaluations of an earlier process, on other data; that of a run with an adapter
-    # those of the model before the adapter was merged.
-    results = measure(run, from_log=not args.resume_from_checkpoint and args.peft is None)
+    # those of the model before the adapter was merged, and any log those at the thresholds before the fit.
+    results = measure(run, from_log=not args.resume_from_checkpoint and args.peft is None and not fitted)
     report = build_report(
         args,
         tasks=run.tasks,
@@ -209,7 +213,39 @@ def assemble(
         )
     if not args.disable_tqdm:
         _replace_progress(trainer, tasks)
-    return Run(settings, trainer, splits, tasks, truncated)
+    run = Run(settings, trainer, splits, _with_thresholds_of(trainer, tasks), truncated)
+    if settings.search is None:  # A search fits no threshold.
+        check_rejection_data(_tasks_to_fit(run), splits.get("validation"), settings.rejection_acceptance)
+    return run
+
+
+def _tasks_to_fit(run: Run) -> list[TaskConfig]:
+    """Returns the tasks whose rejection thresholds are to be fitted; see `RunSettings.fit_rejection`."""
+    given = {task.name for task in run.settings.task_configs() if task.rejection_threshold is not None}
+    trains = run.trainer.freezing.num_trainable > 0
+    return [
+        task
+        for task in run.tasks
+        if rejects(task) and task.name not in given
+        if (run.settings.fit_rejection is None and (trains or task.rejection_threshold is None))
+        or run.settings.fit_rejection
+    ]
+
+
+def fit_thresholds(run: Run) -> tuple[Run, bool]:
+    """Fits the rejection thresholds that are to be fitted; returns the run with them, and whether there are any."""
+    names = [task.name for task in _tasks_to_fit(run)]
+    if not names:
+        return run, False
+    acceptance = run.settings.rejection_acceptance
+    run.trainer.fit_rejection(run.splits["validation"], acceptance=acceptance, task_names=names)
+    return dataclasses.replace(run, tasks=_with_thresholds_of(run.trainer, run.tasks)), True
+
+
+def _with_thresholds_of(trainer: MTLTrainer, tasks: Sequence[TaskConfig]) -> tuple[TaskConfig, ...]:
+    """Returns the tasks as the trainer's model has them, which may have others too."""
+    known = {task.name: task for task in trainer.tasks}
+    return tuple(known[task.name] for task in tasks)
 
 
 def load_model(settings: RunSettings, path: str, tasks: tuple[TaskConfig, ...]) -> MTLModel:

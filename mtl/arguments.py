@@ -65,6 +65,8 @@ class MTLTrainingArguments(TrainingArguments):
         gold_share: That share where it does not rise.
         preserve_embeddings: Weight of the loss that keeps embeddings near those of the encoder that training began
             with; 0 for none. See `mtl.preservation`.
+        label_smoothing_factor: Share of the training loss that goes to all classes alike, in [0, 1), for single-label
+            tasks whose `label_smoothing` is not set. Losses of evaluation are without it.
         early_stopping_patience: Number of evaluations without a better score after which training stops.
         hub_strategy: `"end"`: with `push_to_hub` one push at the end, with card and report.
         metric_for_best_model: As in `TrainingArguments`; where a best model is to be found, by default `score`, the
@@ -168,11 +170,8 @@ class MTLTrainingArguments(TrainingArguments):
     def _refuse_what_is_not_supported(self) -> None:
         if self.conflict_steps is not None and self.conflict_steps < 1:
             raise ValueError(f"conflict_steps must be a positive number of steps, found {self.conflict_steps}.")
-        if self.label_smoothing_factor:
-            raise ValueError(
-                f"label_smoothing_factor={self.label_smoothing_factor} is not supported: the losses of the tasks are "
-                "computed in the model. Leave it at 0."
-            )
+        if not 0.0 <= self.label_smoothing_factor < 1.0:
+            raise ValueError(f"label_smoothing_factor must be in [0, 1), found {self.label_smoothing_factor}.")
         if not self.eval_do_concat_batches:
             raise ValueError(
                 "eval_do_concat_batches=False is not supported: metrics are computed over all rows. Leave it at True."

@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from configuration_mtl import MTLConfig, TaskConfig
 from mtl.conflicts import summarize_conflicts
 from mtl.evaluation import EvaluationResult
+from mtl.rejection import REJECTION_METRICS
 
 # The Hub's names of metrics, where they differ from ours.
 _HUB_METRIC = {"pearson": "pearsonr", "spearman": "spearmanr", "rmse": "rmse", "f1_macro": "f1", "f1_micro": "f1"}
@@ -70,7 +71,7 @@ def _eval_results(config: MTLConfig, datasets: Sequence[str], result: Evaluation
     entries = []
     for name, metrics in result.to_dict()["tasks"].items():
         for metric, value in metrics.items():
-            if metric in ("support", "loss") or value is None:
+            if metric == "loss" or metric.endswith("support") or value is None:
                 continue
             entries.append(
                 EvalResult(
@@ -94,9 +95,9 @@ def _task_row(task: TaskConfig) -> str:
     names = list(task.labels or [])
     if not task.has_head:
         return f"| `{task.name}` | {task.problem_type}, loss {task.loss} | the embedding | {task.weight} |"
-    if not names:
-        return f"| `{task.name}` | {task.problem_type} | {task.num_labels} | {task.weight} |"
-    shown = ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "")
+    shown = ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "") if names else task.num_labels
+    if task.rejection_threshold is not None:
+        shown = f"{shown}; `{task.out_of_scope_label}` below {task.rejection_score} {task.rejection_threshold:.4f}"
     return f"| `{task.name}` | {task.problem_type} | {shown} | {task.weight} |"
 
 
@@ -105,10 +106,17 @@ def _result_section(result: EvaluationResult) -> str:
     lines.append("|---|---|---|---|")
     for name, metrics in result.to_dict()["tasks"].items():
         for metric, value in metrics.items():
-            if metric != "support":
+            if not metric.endswith("support"):
                 figure = "undefined" if value is None else f"{value:.4f}"
-                lines.append(f"| `{name}` | {metric} | {figure} | {metrics['support']:,} |")
+                lines.append(f"| `{name}` | {metric} | {figure} | {_support_of(metric, metrics)} |")
     return "\n".join(lines) + "\n"
+
+
+def _support_of(metric: str, metrics: dict[str, Any]) -> str:
+    inside, outside = metrics["support"], metrics.get("oos_support", 0)
+    if metric == "oos_recall":
+        return f"{outside:,}"
+    return f"{inside + outside:,}" if metric in REJECTION_METRICS else f"{inside:,}"
 
 
 def _training_section(report: dict[str, Any], command: str) -> str:
@@ -117,7 +125,7 @@ def _training_section(report: dict[str, Any], command: str) -> str:
         "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
         "head_learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "weight_decay", "weighting",
         "aggregation", "freeze", "freeze_schedule", "peft", "layer_decay", "average_weights", "backbone_dropout",
-        "head_dropout", "max_length", "seed",
+        "label_smoothing_factor", "head_dropout", "max_length", "seed",
     )  # fmt: skip
     shown = "\n".join(f"| {key} | {settings[key]} |" for key in keys if settings.get(key) is not None)
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())

@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 
 TRAINING_ARGS_JSON = "training_args.json"
 
+# Settings of a task that say what is learned from its labels; a checkpoint of before they were has none.
+_LOSS_KEYS = ("label_smoothing", "loss", "temperature", "margin", "symmetric")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -96,7 +98,8 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
     settings, now = _read_json(Path(checkpoint) / TRAINING_ARGS_JSON), json.loads(args.to_json_string())
     if settings is not None:
         keys = (
-            "freeze", "freeze_schedule", "peft", "weighting", "aggregation", "optim", "average_weights", "layer_decay"
+            "freeze", "freeze_schedule", "peft", "weighting", "aggregation", "optim", "average_weights", "layer_decay",
+            "label_smoothing_factor",
         )  # fmt: skip
         settings.setdefault("aggregation", "none")  # Of a run before there was another.
         pairs.append(({key: settings.get(key) for key in keys}, {key: now.get(key) for key in keys}))
@@ -134,8 +137,11 @@ def head_meaning(task: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:
-    tasks = [head_meaning(task) for task in config.get("tasks", ())]  # In their order: optimizer states go by it.
-    return {"tasks": tasks, "pooling": config.get("pooling"), "normalize_for_heads": config.get("normalize_for_heads")}
+    tasks = config.get("tasks", ())
+    settings = {key: config.get(key) for key in ("pooling", "normalize_for_heads")}
+    losses = {key: [task.get(key) for task in tasks] for key in _LOSS_KEYS}
+    # Tasks in their order: optimizer states go by it.
+    return {"tasks": [head_meaning(task) for task in tasks], **settings, **losses}
 
 
 def _read_json(path: Path) -> dict[str, Any] | None:

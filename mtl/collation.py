@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from configuration_mtl import CLASS_ID_TYPES, FURTHER_TEXTS, IGNORE_INDEX, REGRESSION, SCORED_PAIRS, TaskConfig
+from configuration_mtl import FURTHER_TEXTS, IGNORE_INDEX, INTEGER_LABEL_TYPES, REGRESSION, SCORED_PAIRS, TaskConfig
 from mtl.labels import label_column
 from mtl.sources import FURTHER_COLUMNS
 from mtl.teacher_columns import teacher_column
@@ -35,10 +35,10 @@ class CollatedBatch:
 class MTLCollator:
     """Makes a batch of examples: `input_ids` and `attention_mask`, (B, T), and `labels`, a tensor for every task.
 
-    Labels are int64 class ids with -100 for missing, (B,); for multi-label float32 with nan, (B, C); for regression
-    float32 with nan, (B,) for one output and else (B, C). An example without a task's column has no label for it. What
-    else the tokenizer makes, such as `token_type_ids`, is padded with it; other columns are left out. Examples with a
-    vector `pooled` instead of tokens give `pooled`, (B, H).
+    Labels are int64 class ids with -100 for missing and -1 for out of scope, (B,); for multi-label float32 with nan,
+    (B, C); for regression float32 with nan, (B,) for one output and else (B, C). An example without a task's column
+    has no label for it. What else the tokenizer makes, such as `token_type_ids`, is padded with it; other columns are
+    left out. Examples with a vector `pooled` instead of tokens give `pooled`, (B, H).
 
     Where a task compares texts, every batch also has `others`, the padded inputs of all further texts in it, (M, T')
     each, and `partners`, (B, 2): the row in `others` of an example's second and third text, -1 for none.
@@ -124,12 +124,12 @@ def without_guidance(batch: Mapping[str, Any]) -> dict[str, Any]:
 
 def _label_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]]) -> Tensor:
     column = label_column(task.name)
-    is_classes = task.problem_type in CLASS_ID_TYPES
-    is_scalar = is_classes or (task.problem_type in (REGRESSION, SCORED_PAIRS) and task.num_labels == 1)
-    missing = IGNORE_INDEX if is_classes else np.nan
+    is_integer = task.problem_type in INTEGER_LABEL_TYPES
+    is_scalar = is_integer or (task.problem_type in (REGRESSION, SCORED_PAIRS) and task.num_labels == 1)
+    missing = IGNORE_INDEX if is_integer else np.nan
     absent = missing if is_scalar else [missing] * (task.num_labels or 1)
     values = [absent if example.get(column) is None else example[column] for example in examples]
-    return torch.from_numpy(np.asarray(values, dtype=np.int64 if is_classes else np.float32))  # (B,) or (B, C)
+    return torch.from_numpy(np.asarray(values, dtype=np.int64 if is_integer else np.float32))  # (B,) or (B, C)
 
 
 def _guidance(tasks: Sequence[TaskConfig], examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

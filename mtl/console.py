@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
-from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, SINGLE_LABEL, TaskConfig
+from configuration_mtl import CLASS_ID_TYPES, IGNORE_INDEX, MULTI_LABEL, OUT_OF_SCOPE_INDEX, TaskConfig
 from inference_mtl import Text
 from modeling_mtl import MTLModel
 from mtl.data import label_column
@@ -67,7 +67,7 @@ def metrics_table(title: str, metrics: dict[str, dict[str, float]]) -> str:
     """Formats each task's metrics as lines of text under a title."""
     lines = [title]
     for name, values in metrics.items():
-        shown = [f"{key} {value:.4f}" for key, value in values.items() if key != "support"]
+        shown = [f"{key} {value:.4f}" for key, value in values.items() if not key.endswith("support")]
         lines.append(f"  {name:<14} {'  '.join(shown)}  (n={values['support']:,})")
     return "\n".join(lines)
 
@@ -96,7 +96,7 @@ def sample_lines(model: MTLModel, texts: Sequence[Text], truths: Sequence[dict[s
 
 def shown(task: TaskConfig, prediction: Any) -> str:
     """Formats one prediction of `MTLModel.predict` as text."""
-    if task.problem_type == SINGLE_LABEL:
+    if task.problem_type in CLASS_ID_TYPES:
         return f"{prediction['label']} ({prediction['score']:.2f})"
     if task.problem_type == MULTI_LABEL:
         return ", ".join(prediction["labels"]) or "none"
@@ -108,8 +108,9 @@ def true_labels(row: Mapping[str, Any], tasks: Sequence[TaskConfig]) -> dict[str
     texts = {}
     for task in filter(lambda task: task.has_head, tasks):
         value = row[label_column(task.name)]
-        if task.problem_type == SINGLE_LABEL:
-            texts[task.name] = "-" if value == IGNORE_INDEX else task.id2label[value]
+        if task.problem_type in CLASS_ID_TYPES:
+            others = {IGNORE_INDEX: "-", OUT_OF_SCOPE_INDEX: str(task.out_of_scope_label)}
+            texts[task.name] = (task.id2label | others)[value]
         elif task.problem_type == MULTI_LABEL:
             names = [task.id2label[index] for index, cell in enumerate(value) if cell == 1.0]
             texts[task.name] = "-" if all(map(math.isnan, value)) else ", ".join(names) or "none"

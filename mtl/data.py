@@ -141,6 +141,9 @@ def _checked_names(sources: Sequence[SourceConfig]) -> list[str]:
 
 def _check_comparisons(source: SourceConfig, tasks: Sequence[TaskConfig]) -> None:
     where, columns = f"Source {source.name!r}", list(source.compare_with)
+    headless = [task.name for task in tasks if not task.has_head and task.name in source.teachers]
+    if headless:
+        raise ValueError(f"{where}: `teachers` has {headless}, tasks without a head to learn. Leave them out.")
     most = 0
     for task in tasks:
         least, takes = FURTHER_TEXTS.get(task.problem_type, (0, 0))

@@ -5,7 +5,8 @@ arXiv:1503.02531: cross-entropy with the teacher's probabilities, both at temper
 size of its gradient does not depend on T. Clark et al., "BAM! Born-Again Multi-Task Networks for Natural Language
 Understanding", ACL 2019: the share of the labels rises from 0 to 1 over training (teacher annealing).
 
-What is counted and averaged is an item: a row of a single-label task, else a cell (a label or an output of a row).
+What is counted and averaged is an item: a row of a task of classes, ordered or not, else a cell (a label or an output
+of a row).
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from configuration_mtl import IGNORE_INDEX, REGRESSION, SINGLE_LABEL, TaskConfig
+from classification_mtl import ordinal_log_probabilities
+from configuration_mtl import CLASS_ID_TYPES, IGNORE_INDEX, ORDINAL, REGRESSION, TaskConfig
 from modeling_mtl import valid_labels
 from mtl.arguments import MTLTrainingArguments
 from mtl.collation import TEACHERS
@@ -28,10 +30,14 @@ class Distillation:
     Args:
         tasks: The tasks.
         args: The settings of training; give the temperature and how labels and teachers are mixed.
+        smoothing: Label smoothing of the loss with the label, of each task that has any.
     """
 
-    def __init__(self, tasks: Sequence[TaskConfig], args: MTLTrainingArguments) -> None:
+    def __init__(
+        self, tasks: Sequence[TaskConfig], args: MTLTrainingArguments, smoothing: Mapping[str, float] | None = None
+    ) -> None:
         self.tasks = tuple(tasks)
+        self.smoothing = smoothing or {}
         self.temperature = args.distillation_temperature
         self.anneals = args.teacher_annealing
         self.constant_share = args.gold_share
@@ -70,7 +76,8 @@ class Distillation:
             outputs, targets = logits[task.name], labels[task.name]
             taught = has_teacher(task.problem_type, teachers[task.name])  # (items)
             soft = soft_losses(task.problem_type, outputs, teachers[task.name], self.temperature)  # (items)
-            hard = gold_losses(task.problem_type, outputs, targets)  # (items)
+            smoothing = self.smoothing.get(task.name, 0.0)
+            hard = gold_losses(task.problem_type, outputs, targets, smoothing)  # (items)
             total = mixed(hard, soft, has_gold(task.problem_type, outputs, targets), taught, gold_share).sum()  # ()
             losses[task.name] = total / num_items[task.name].clamp(min=1)
             self._note(task.name, soft.sum(), taught)
@@ -105,25 +112,31 @@ def mixed(gold: Tensor, soft: Tensor, has_gold: Tensor, has_teacher: Tensor, gol
 
 
 def has_gold(problem_type: str, logits: Tensor, labels: Tensor) -> Tensor:
-    """Returns which items have a label: (B,) for single-label, else (B, C)."""
-    return valid_labels(labels if problem_type == SINGLE_LABEL else labels.view_as(logits))
+    """Returns which items have a label: (B,) for classes, else (B, C)."""
+    return valid_labels(labels if problem_type in CLASS_ID_TYPES else labels.view_as(logits))
 
 
 def has_teacher(problem_type: str, teacher: Tensor) -> Tensor:
-    """Returns for which items the teacher says something, from (B, C): (B,) for single-label, else (B, C)."""
-    return ~(teacher[:, 0] if problem_type == SINGLE_LABEL else teacher).isnan()
+    """Returns for which items the teacher says something, from (B, C): (B,) for classes, else (B, C)."""
+    return ~(teacher[:, 0] if problem_type in CLASS_ID_TYPES else teacher).isnan()
 
 
-def gold_losses(problem_type: str, logits: Tensor, labels: Tensor) -> Tensor:
+def gold_losses(problem_type: str, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
     """Returns each item's loss with its label, as in `summed_loss`; exactly 0, as its gradient, where it has none.
 
     Args:
         problem_type: The task's problem type.
-        logits: Outputs of the head. Shape (B, C).
+        logits: Outputs of the head. Shape (B, C), (B, C - 1) for ordered classes.
         labels: See `MTLModel.forward`. Shape (B,) or (B, C).
+        label_smoothing: Share of the loss that goes to all classes alike; single-label only.
     """
-    if problem_type == SINGLE_LABEL:
-        return F.cross_entropy(logits, labels, ignore_index=IGNORE_INDEX, reduction="none")  # (B,)
+    if problem_type in CLASS_ID_TYPES:
+        targets = labels.masked_fill(labels < 0, IGNORE_INDEX)  # (B,)
+        if problem_type == ORDINAL:  # With log-probabilities for logits the cross-entropy is minus that of the label.
+            logits = ordinal_log_probabilities(logits)  # (B, C)
+        return F.cross_entropy(
+            logits, targets, ignore_index=IGNORE_INDEX, reduction="none", label_smoothing=label_smoothing
+        )  # (B,)
     targets = labels.view_as(logits)  # (B, C)
     filled = targets.nan_to_num().to(logits.dtype)  # (B, C)
     loss: Callable[..., Tensor] = F.mse_loss if problem_type == REGRESSION else F.binary_cross_entropy_with_logits
@@ -135,11 +148,11 @@ def soft_losses(problem_type: str, logits: Tensor, teacher: Tensor, temperature:
 
     T^2 times the cross-entropy of the student at T with the teacher at T; of a regression the squared difference,
     which knows no temperature. Probabilities p stand for the logits of the teacher: at T they are p^(1/T), scaled to
-    sum to 1.
+    sum to 1; so are those of a student with ordered classes.
 
     Args:
         problem_type: The task's problem type.
-        logits: Outputs of the student's head. Shape (B, C).
+        logits: Outputs of the student's head. Shape (B, C), (B, C - 1) for ordered classes.
         teacher: Probabilities, or outputs of a regression; nan for nothing. Shape (B, C).
         temperature: T.
     """
@@ -148,7 +161,9 @@ def soft_losses(problem_type: str, logits: Tensor, teacher: Tensor, temperature:
     if problem_type == REGRESSION:
         return F.mse_loss(logits, teacher, reduction="none").masked_fill(~taught, 0.0)  # (B, C)
     cooled = teacher.pow(1.0 / temperature)  # (B, C)
-    if problem_type == SINGLE_LABEL:
+    if problem_type in CLASS_ID_TYPES:
+        if problem_type == ORDINAL:
+            logits = ordinal_log_probabilities(logits)  # (B, C)
         cooled = cooled / cooled.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(cooled.dtype).tiny)  # (B, C)
         losses = -(cooled * F.log_softmax(logits / temperature, dim=-1)).sum(dim=-1)  # (B,)
     else:

@@ -11,9 +11,10 @@ import torch
 from datasets import Dataset
 from transformers import EvalPrediction, Trainer
 
-from configuration_mtl import TaskConfig
+from configuration_mtl import IGNORE_INDEX, OUT_OF_SCOPE_INDEX, TaskConfig
 from modeling_mtl import task_loss, valid_labels
 from mtl.metrics import METRICS, PRIMARY_METRIC, aggregate_score, compute_task_metrics
+from mtl.rejection import REJECTION_METRICS, rejection_metrics, rejects
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class EvaluationResult:
         split: Name of the split.
         num_rows: Rows in it.
         score: Mean over tasks of the primary metric.
-        metrics: For each task its metrics, with `loss` (unweighted mean) and `support` (labelled rows).
+        metrics: For each task its metrics, with `loss` (unweighted mean) and `support` (labelled rows), and those of
+            rejection if it has an `out_of_scope_label`.
         primary: Name of each task's primary metric.
         seconds: Wall-clock time of the pass over the split.
     """
@@ -52,6 +54,7 @@ class EvaluationResult:
         metrics = {}
         for task in tasks:
             keys = [*(metric.key for metric in METRICS[task.problem_type]), "loss", "support"]
+            keys += REJECTION_METRICS if rejects(task) else ()
             names = {key: f"{prefix}_{task.name}_{key}" for key in keys}
             metrics[task.name] = {key: log[name] for key, name in names.items() if name in log}
         return cls(
@@ -94,13 +97,19 @@ class EvaluationMetrics:
         self.primary = {task.name: PRIMARY_METRIC[task.problem_type] for task in self.tasks}
 
     def by_task(self, logits: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-        """Returns each task's metrics and loss, from logits, (N, C), and labels, (N,) or (N, C)."""
+        """Returns each task's metrics and loss, from logits, (N, C), and labels, (N,) or (N, C).
+
+        Accuracy and its like are those of the rows that are of a class, without a threshold.
+        """
         results = {}
         for task in self.tasks:
             outputs, targets = logits[task.name], labels[task.name]
-            metrics = dict(compute_task_metrics(task.problem_type, outputs, targets))
+            inside = np.where(targets == OUT_OF_SCOPE_INDEX, IGNORE_INDEX, targets) if rejects(task) else targets
+            metrics = dict(compute_task_metrics(task.problem_type, outputs, inside))
             if metrics["support"] > 0:
                 metrics["loss"] = _mean_loss(task, torch.from_numpy(outputs), torch.from_numpy(targets))
+            if rejects(task):
+                metrics |= rejection_metrics(task, outputs, targets)
             results[task.name] = metrics
         return results
 

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configuration_mtl import CONTRASTIVE, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TaskConfig
+from configuration_mtl import CLASS_ID_TYPES, MULTI_LABEL, REGRESSION, TaskConfig
 from mtl.parts import Part
 
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"  # what fits into int64, and comes back from it as it was
@@ -65,7 +65,7 @@ def read_names(task: TaskConfig, part: Part) -> Cells:
     Raises:
         ValueError: For cells that cannot be labels, or lists where none are meant, and the other way round.
     """
-    if task.problem_type in (SINGLE_LABEL, CONTRASTIVE):
+    if task.problem_type in CLASS_ID_TYPES:
         cells = read_single(task, part)
         names = _names(task, part, cells.values)
         return dataclasses.replace(cells, values=names, given=_is_given(names))

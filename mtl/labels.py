@@ -6,6 +6,7 @@ What a cell means:
   column, by which `datasets` marks unlabelled rows.
 - Integers, and strings that all look like integers, are class ids where a task has no label names, or where none of
   its names looks like an integer. Else a cell is a label's name, exactly as written; a boolean is "True" or "False".
+- A cell that is the task's `out_of_scope_label` says that the row is of none of the classes: id -1.
 - In a multi-label task a cell is a list, and an empty list says that no label applies. With `label_separator` it is a
   string: an empty one is missing, and one that holds nothing but separators says that no label applies.
 - A positive pair or a triplet has no label: a row is one if the texts that it needs are there.
@@ -23,11 +24,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from configuration_mtl import (
-    CLASS_ID_TYPES,
     CONTRASTIVE,
     FURTHER_TEXTS,
     IGNORE_INDEX,
+    INTEGER_LABEL_TYPES,
     MULTI_LABEL,
+    ORDINAL,
+    OUT_OF_SCOPE_INDEX,
     POSITIVE_PAIRS,
     REGRESSION,
     SCORED_PAIRS,
@@ -60,19 +63,21 @@ def resolve_task(task: TaskConfig, parts: Sequence[Part]) -> TaskConfig:
 
     They are the names of `ClassLabel` columns, in their order; else the distinct values of split train, sorted, as
     numbers if all are integers. A task with `num_labels` over integers stays as it is: the cells are its class ids.
+    Ordered labels must be integers, or be named: neither the alphabet nor a `ClassLabel` tells their order.
 
     Args:
         task: The task.
         parts: All that was read, of every source and split.
 
     Raises:
-        ValueError: If split train has no label, the labels are not as many as `num_labels`, or a cell cannot be read.
+        ValueError: If split train has no label, the labels are not as many as `num_labels`, their order is asked for
+            and not known, or a cell cannot be read.
     """
     if task.problem_type in (REGRESSION, *FURTHER_TEXTS) or task.labels is not None:
         return task
     mine = [part for part in parts if task.name in part.source.labels]
     names = [part.class_names.get(part.source.labels[task.name], ()) for part in mine]
-    labels = list(dict.fromkeys(name for some in names for name in some))
+    labels = list(dict.fromkeys(name for some in names for name in some if name != task.out_of_scope_label))
     if not labels:
         labels = _labels_in_train(task, mine)
         if task.num_labels is not None and all_integers(pa.array(labels, pa.string())):
@@ -82,13 +87,24 @@ def resolve_task(task: TaskConfig, parts: Sequence[Part]) -> TaskConfig:
             f"Task {task.name!r}: num_labels is {task.num_labels}, but the data has {len(labels)} labels: "
             f"{labels[:_MOST_SHOWN]}. Correct `num_labels`, or name the labels in `labels`."
         )
-    return dataclasses.replace(task, labels=tuple(labels))
+    return dataclasses.replace(task, labels=tuple(_ordered(task, labels)))
+
+
+def _ordered(task: TaskConfig, labels: list[str]) -> list[str]:
+    if task.problem_type != ORDINAL:
+        return labels
+    if not all_integers(pa.array(labels, pa.string())):
+        raise ValueError(
+            f"Task {task.name!r}: nothing says which of the labels {labels[:_MOST_SHOWN]} comes before which. Name "
+            "them in `labels`, from the lowest to the highest."
+        )
+    return sorted(labels, key=int)
 
 
 def _labels_in_train(task: TaskConfig, parts: Sequence[Part]) -> list[str]:
     trains = [part for part in parts if part.split == "train"]
     names = pa.chunked_array([read_names(task, part).values for part in trains], pa.string())
-    labels = names.unique().drop_null().to_pylist()
+    labels = [name for name in names.unique().drop_null().to_pylist() if name != task.out_of_scope_label]
     # Where there is no train at all, nothing is to be learned, and `num_labels` is enough.
     if not labels and (trains or task.num_labels is None):
         raise ValueError(f"Task {task.name!r} has no label in split 'train'. Fill its column, or name its `labels`.")
@@ -99,23 +115,23 @@ def encode_labels(task: TaskConfig, part: Part) -> pa.Array:
     """Returns the label column of a resolved task for the rows of a part.
 
     Returns:
-        int64 class ids with -100 for missing, (rows,); for multi-label float32 zeros and ones, (rows, C), and for
-        regression float32 numbers, (rows,) or (rows, C), with nan for missing.
+        int64 class ids with -100 for missing and -1 for out of scope, (rows,); for multi-label float32 zeros and ones,
+        (rows, C), and for regression float32 numbers, (rows,) or (rows, C), with nan for missing.
 
     Raises:
         ValueError: For a cell that is no label of the task: names source, split, row, column and value.
     """
     if task.name in (*part.source.labels, *part.source.pairs):
         return _ENCODERS[task.problem_type](task, part)
-    if task.problem_type in CLASS_ID_TYPES:
+    if task.problem_type in INTEGER_LABEL_TYPES:
         return _as_column(task, np.full(len(part.rows), IGNORE_INDEX))
     return _as_column(task, np.full((len(part.rows), task.num_labels or 1), np.nan))
 
 
 def count_labelled(task: TaskConfig, column: pa.ChunkedArray) -> int:
-    """Returns in how many rows of a label column the task has a label."""
-    if task.problem_type in CLASS_ID_TYPES:
-        return pc.sum(pc.not_equal(column, IGNORE_INDEX)).as_py() or 0
+    """Returns in how many rows of a label column the task has a label that carries a loss."""
+    if task.problem_type in INTEGER_LABEL_TYPES:
+        return pc.sum(pc.greater_equal(column, 0)).as_py() or 0
     array = column.combine_chunks()
     values = array.flatten() if pa.types.is_fixed_size_list(array.type) else array
     return int((~np.isnan(values.to_numpy())).reshape(len(array), -1).any(axis=1).sum())
@@ -178,6 +194,7 @@ _ENCODERS: dict[str, Callable[[TaskConfig, Part], pa.Array]] = {
     SINGLE_LABEL: _encode_single,
     MULTI_LABEL: _encode_multi,
     REGRESSION: _encode_regression,
+    ORDINAL: _encode_single,
     SCORED_PAIRS: _encode_scores,
     POSITIVE_PAIRS: _encode_presence,
     TRIPLETS: _encode_presence,
@@ -186,7 +203,7 @@ _ENCODERS: dict[str, Callable[[TaskConfig, Part], pa.Array]] = {
 
 
 def _as_column(task: TaskConfig, values: npt.NDArray) -> pa.Array:
-    if task.problem_type in CLASS_ID_TYPES:
+    if task.problem_type in INTEGER_LABEL_TYPES:
         return pa.array(values.reshape(-1).astype(np.int64))
     # `from_pandas` would turn nan into null, which no tensor can hold.
     flat = pa.array(values.reshape(-1).astype(np.float32), from_pandas=False)
@@ -196,7 +213,11 @@ def _as_column(task: TaskConfig, values: npt.NDArray) -> pa.Array:
 
 
 def _class_ids(task: TaskConfig, part: Part, cells: Cells) -> npt.NDArray[np.int64]:
-    """Returns the class id of each value, -100 where missing. Shape (values,)."""
+    """Returns the class id of each value, -100 where missing, -1 where out of scope. Shape (values,)."""
+    outside = pc.equal(cells.values, pa.scalar(task.out_of_scope_label, pa.string())).fill_null(False)
+    if pc.any(outside).as_py():
+        inside = dataclasses.replace(cells, values=pc.if_else(outside, pa.scalar(None, pa.string()), cells.values))
+        return np.where(outside.to_numpy(zero_copy_only=False), OUT_OF_SCOPE_INDEX, _class_ids(task, part, inside))
     named = task.labels is not None and (
         part.source.labels[task.name] in part.class_names
         or not all_integers(cells.values)

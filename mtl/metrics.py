@@ -15,11 +15,15 @@ import numpy as np
 import scipy.special
 import scipy.stats
 import sklearn.metrics
+import torch
 
+from classification_mtl import ordinal_median
 from configuration_mtl import (
+    CLASS_ID_TYPES,
     CONTRASTIVE,
     IGNORE_INDEX,
     MULTI_LABEL,
+    ORDINAL,
     POSITIVE_PAIRS,
     REGRESSION,
     SCORED_PAIRS,
@@ -27,6 +31,7 @@ from configuration_mtl import (
     TRIPLETS,
 )
 from mtl.metric_base import ScoreMetric
+from mtl.ordinal_metrics import MeanAbsoluteError, QuadraticWeightedKappa
 from mtl.similarity_metrics import NearerPositive, NearestNeighbourAccuracy, embedding_metrics
 
 logger = logging.getLogger(__name__)
@@ -197,6 +202,7 @@ METRICS: dict[str, tuple[type[ScoreMetric], ...]] = {
     SINGLE_LABEL: (Accuracy, MacroF1, MatthewsCorrelation),
     MULTI_LABEL: (MicroF1, MultiLabelMacroF1, MeanAveragePrecision),
     REGRESSION: (Pearson, Spearman, RootMeanSquaredError),
+    ORDINAL: (QuadraticWeightedKappa, Accuracy, MeanAbsoluteError),
     SCORED_PAIRS: (Spearman, Pearson),
     POSITIVE_PAIRS: (NearerPositive,),
     TRIPLETS: (NearerPositive,),
@@ -206,12 +212,20 @@ PRIMARY_METRIC = {
     SINGLE_LABEL: "accuracy",
     MULTI_LABEL: "f1_micro",
     REGRESSION: "pearson",
+    ORDINAL: "qwk",
     SCORED_PAIRS: "spearman",
     POSITIVE_PAIRS: "accuracy",
     TRIPLETS: "accuracy",
     CONTRASTIVE: "accuracy",
 }
-LOWER_IS_BETTER = frozenset({"loss", "rmse"})
+LOWER_IS_BETTER = frozenset({"loss", "rmse", "mae"})
+
+# Problem type -> what the metrics are given, from logits (N, C); for regression and scored pairs the numbers are it.
+_PREDICTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    SINGLE_LABEL: lambda logits: logits.argmax(axis=1),
+    ORDINAL: lambda logits: ordinal_median(torch.from_numpy(logits)).numpy(),
+    MULTI_LABEL: scipy.special.expit,
+}
 
 
 def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
@@ -219,11 +233,11 @@ def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarr
 
     Args:
         problem_type: A key of `METRICS`.
-        logits: (N, C) raw head outputs; for regression the predicted numbers, also (N,) when C is 1;
-            for tasks without a head their outputs, see `similarity_mtl`.
-        labels: For single-label classification (N,) class ids, -100 = missing. For multi-label classification (N, C)
-            of 0 and 1, nan = missing: a row of only nan is dropped, and of a partly missing row just the missing
-            cells are left out. For regression (N,) or (N, C) numbers, nan = missing in the same way.
+        logits: (N, C) raw head outputs, for ordinal classification (N, C - 1); for regression the predicted numbers,
+            also (N,) when C is 1; for tasks without a head their outputs, see `similarity_mtl`.
+        labels: For single-label and ordinal classification (N,) class ids, -100 = missing. For multi-label
+            classification (N, C) of 0 and 1, nan = missing: a row of only nan is dropped, and of a partly missing row
+            just the missing cells are left out. For regression (N,) or (N, C) numbers, nan = missing in the same way.
 
     Returns:
         The score of each class in `METRICS[problem_type]` under its `key`, and `support`, the number of labelled
@@ -237,7 +251,7 @@ def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarr
     logits, labels = np.asarray(logits), np.asarray(labels)
     if problem_type in (POSITIVE_PAIRS, TRIPLETS, CONTRASTIVE):
         return embedding_metrics(METRICS[problem_type], logits, labels)
-    is_class = problem_type == SINGLE_LABEL
+    is_class = problem_type in CLASS_ID_TYPES
     if not is_class:  # float64: in float32 the sigmoid ties large logits, whose order average precision needs
         logits, labels = (np.atleast_2d(x.astype(np.float64).T).T for x in (logits, labels))  # (N, C)
     _check(problem_type, logits, labels)
@@ -249,9 +263,7 @@ def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarr
     if broken.any():
         logger.warning("%s: %d of %d labelled rows have a nan logit", problem_type, broken.sum(), len(labels))
         return {**{metric.key: np.nan for metric in METRICS[problem_type]}, "support": len(labels)}
-    predictions = logits.argmax(axis=1) if is_class else logits  # (N,) or (N, C)
-    if problem_type == MULTI_LABEL:
-        predictions = scipy.special.expit(logits)  # (N, C)
+    predictions = _PREDICTIONS[problem_type](logits) if problem_type in _PREDICTIONS else logits  # (N,) or (N, C)
     scores = {metric.key: float(metric.score(predictions, labels)) for metric in METRICS[problem_type]}
     return {**scores, "support": len(labels)}
 
@@ -281,13 +293,13 @@ def aggregate_score(task_metrics: dict[str, dict[str, float]], primary: dict[str
 
 
 def _check(problem_type: str, logits: np.ndarray, labels: np.ndarray) -> None:
-    is_class = problem_type == SINGLE_LABEL
+    is_class = problem_type in CLASS_ID_TYPES
     if logits.ndim != 2 or labels.shape != logits.shape[: 1 if is_class else 2]:
         expected = "(N, C) and (N,)" if is_class else "of one shape"
         raise ValueError(f"{problem_type}: logits {logits.shape}, labels {labels.shape}. Give them {expected}.")
     if problem_type in (REGRESSION, SCORED_PAIRS):
         return
-    allowed = [IGNORE_INDEX, *range(logits.shape[1])] if is_class else [0, 1]
+    allowed = [IGNORE_INDEX, *range(logits.shape[1] + (problem_type == ORDINAL))] if is_class else [0, 1]
     outside = labels[~np.isin(labels, allowed) & (is_class | ~np.isnan(labels))]
     if len(outside):
         fix = f"class ids 0 to {allowed[-1]}, -100 = missing" if is_class else "0, 1 or nan (missing)"

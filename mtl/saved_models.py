@@ -61,7 +61,15 @@ def load_saved(settings: RunSettings, path: str, tasks: Sequence[TaskConfig], co
 
 
 def _as_wanted(saved: TaskConfig, wanted: TaskConfig) -> TaskConfig:
-    return dataclasses.replace(saved, weight=wanted.weight) if saved.has_head else wanted
+    """Returns a saved task as the settings want it trained; a fitted threshold stays unless it means another thing."""
+    if not saved.has_head:
+        return wanted
+    keys = ("out_of_scope_label", "rejection_score")
+    is_same = all(getattr(saved, key) == getattr(wanted, key) for key in keys)
+    if wanted.rejection_threshold is None and is_same:
+        wanted = dataclasses.replace(wanted, rejection_threshold=saved.rejection_threshold)
+    settings = ("weight", "label_smoothing", *keys, "rejection_threshold")
+    return dataclasses.replace(saved, **{key: getattr(wanted, key) for key in settings})
 
 
 def _check_meaning(settings: RunSettings, path: str, config: Any, wanted: Mapping[str, TaskConfig]) -> None:

@@ -52,6 +52,10 @@ class RunSettings:
         test_fraction: Share of train that becomes test where the source has none.
         search: Settings of a search over learning rates and task weights, which then takes the place of the training;
             a dict of `mtl.search.SearchConfig`.
+        fit_rejection: Whether thresholds of tasks with an `out_of_scope_label` are fitted on validation. If not given,
+            after a training, and where a task has none yet; a `rejection_threshold` in the settings of a task stays.
+        rejection_acceptance: Share of the validation rows in scope that thresholds are to accept. If not given, they
+            make most rows of validation right, for which some must be out of scope.
         num_samples: Count of test rows shown with predicted and true labels at the end.
         license: Licence of the trained model, as the Hub writes it (`apache-2.0`), for its card.
         language: Languages of the texts, as codes (`en`), for the card.
@@ -77,6 +81,12 @@ class RunSettings:
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of train cut off for validation."})
     test_fraction: float = field(default=0.1, metadata={"help": "Share of train cut off for test."})
     search: JsonObject | None = field(default=None, metadata={"help": "Search instead of training; a JSON object."})
+    fit_rejection: bool | None = field(
+        default=None, metadata={"help": "Fit rejection thresholds on validation; after a training if not given."}
+    )
+    rejection_acceptance: float | None = field(
+        default=None, metadata={"help": "Share of the rows in scope that rejection thresholds are to accept."}
+    )
     num_samples: int = field(default=3, metadata={"help": "Test rows shown at the end."})
     license: str | None = field(default=None, metadata={"help": "Licence of the trained model, for its card."})
     language: list[str] | None = field(default=None, metadata={"help": "Languages of the texts, for the card."})

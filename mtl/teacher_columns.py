@@ -2,7 +2,7 @@
 
 A cell is a list of numbers, in the order of the task's labels (or a string that `label_separator` cuts into one):
 
-- single-label: the probabilities of the C classes, which sum to 1 up to rounding;
+- single-label and ordinal: the probabilities of the C classes, which sum to 1 up to rounding;
 - multi-label: the probability of each of the C labels, by itself; None or nan inside the list says nothing of a label;
 - regression: the C outputs; for a task of one output just the number.
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from configuration_mtl import REGRESSION, SINGLE_LABEL, TaskConfig
+from configuration_mtl import CLASS_ID_TYPES, REGRESSION, TaskConfig
 from mtl.label_cells import place_of
 from mtl.labels import encode_labels
 from mtl.parts import Part
@@ -43,7 +43,7 @@ def encode_teacher(task: TaskConfig, part: Part) -> pa.Array:
         return as_teacher_column(np.full((len(part.rows), width), np.nan))
     # Numbers, as many as the task has outputs: what a regression has for labels.
     part = dataclasses.replace(part, source=dataclasses.replace(part.source, labels=part.source.teachers))
-    column = encode_labels(dataclasses.replace(task, problem_type=REGRESSION), part)
+    column = encode_labels(TaskConfig(task.name, REGRESSION, num_labels=width), part)
     flat = column.flatten() if pa.types.is_fixed_size_list(column.type) else column
     values = flat.to_numpy(zero_copy_only=False).reshape(-1, width)  # (rows, C)
     if task.problem_type != REGRESSION:
@@ -61,7 +61,7 @@ def as_teacher_column(values: npt.NDArray) -> pa.Array:
 def _checked(task: TaskConfig, part: Part, values: npt.NDArray) -> npt.NDArray:
     """Checks probabilities, (rows, C), and scales those of classes to sum to 1."""
     outside = ((values < 0) | (values > 1)).any(axis=1)  # nan is neither.
-    if task.problem_type == SINGLE_LABEL:
+    if task.problem_type in CLASS_ID_TYPES:
         sums = values.sum(axis=1)
         partial = np.isnan(sums) & ~np.isnan(values).all(axis=1)
         outside |= partial | (np.abs(sums - 1) > _ROUNDING)

@@ -19,7 +19,8 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
-from configuration_mtl import MULTI_LABEL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
+from classification_mtl import ordinal_probabilities
+from configuration_mtl import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
 from inference_mtl import Text, position_limit, tokenize
 from modeling_mtl import MTLModel
 from mtl.content_keys import cache_file, key_of, key_of_config, key_of_rows, key_of_tokenizer, key_of_weights
@@ -308,4 +309,6 @@ def label_order(task: TaskConfig, other: TaskConfig) -> list[int] | None:
 def _probabilities(task: TaskConfig, logits: Tensor) -> Tensor:
     if task.problem_type == REGRESSION:
         return logits
+    if task.problem_type == ORDINAL:
+        return ordinal_probabilities(logits)  # (B, C)
     return logits.sigmoid() if task.problem_type == MULTI_LABEL else logits.softmax(dim=-1)  # (B, C)

@@ -36,7 +36,9 @@ from mtl.initial_losses import initial_losses
 from mtl.loading import follows_plan, make_plan, planned_loader
 from mtl.optimization import head_rate, learning_rates, set_learning_rates
 from mtl.preservation import PRESERVATION, Preservation, count_rows
+from mtl.rejection import fit_rejection, rejects, with_thresholds
 from mtl.sharded import check_sharding, is_sharding_asked_for, own_class
+from mtl.smoothing import label_smoothing
 from mtl.task_losses import TaskLossMeans
 from mtl.teacher_columns import teacher_column
 from mtl.weighting import WEIGHTINGS, make_weighting
@@ -102,6 +104,7 @@ class MTLTrainer(AdapterTrainer):
             is_asked_for=is_sharding_asked_for(args),
             has_learned_weights=any(True for _ in self.weighting.parameters()),
         )
+        self.label_smoother = None  # The base class's own, for one task.
         self.loss_is_scaled_for_ga = True
         self._task_losses = TaskLossMeans()
         self.embedding_cache = make_embedding_cache(
@@ -117,7 +120,9 @@ class MTLTrainer(AdapterTrainer):
         self.freezing, schedule = begin_freezing(model, args.freeze, args.freeze_schedule)
         weighting = make_weighting(args.weighting, self.tasks, seed=args.seed, reduce_mean=self._mean_over_ranks)
         self.weighting = weighting.to(args.device)
-        self.distillation, self.preservation = Distillation(self.tasks, args), Preservation(model, args)
+        self._label_smoothing = label_smoothing(self.tasks, args.label_smoothing_factor)
+        self.distillation = Distillation(self.tasks, args, self._label_smoothing)
+        self.preservation = Preservation(model, args)
         return schedule
 
     def call_model_init(self, trial: Any = None) -> nn.Module:
@@ -207,7 +212,8 @@ class MTLTrainer(AdapterTrainer):
         """Weighs the task losses of a micro-batch; see `Trainer.compute_loss`."""
         counts = num_items_in_batch or self._get_num_items_in_batch([inputs], self.args.device)
         teachers, originals = inputs.get(TEACHERS), inputs.get(ORIGINALS)
-        outputs = model(**without_guidance(inputs), num_items_in_batch=counts)
+        smoothing = self._label_smoothing if model.training else None  # Evaluation measures the loss itself.
+        outputs = model(**without_guidance(inputs), num_items_in_batch=counts, smoothing=smoothing)
         if model.training:
             self._task_losses.add(outputs.task_losses, inputs["labels"], counts)
         if teachers:
@@ -251,6 +257,23 @@ class MTLTrainer(AdapterTrainer):
     ) -> tuple[Tensor | None, Any, Any]:
         """Leaves out teachers and original embeddings: evaluation is by labels; see `Trainer.prediction_step`."""
         return super().prediction_step(model, without_guidance(inputs), prediction_loss_only, ignore_keys)
+
+    def fit_rejection(
+        self, dataset: Any = None, *, acceptance: float | None = None, task_names: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Fits the rejection thresholds of tasks, by default of all that have an `out_of_scope_label`.
+
+        From then on the model, its configuration and every evaluation have them; see `mtl.rejection.fit_rejection`,
+        also for what is raised. Without a data set it is `eval_dataset`.
+        """
+        chosen = [task for task in self.tasks if rejects(task) and (task_names is None or task.name in task_names)]
+        rows = self.eval_dataset if dataset is None else dataset
+        thresholds = fit_rejection(self, rows, chosen, acceptance=acceptance)
+        self.model.config.tasks = with_thresholds(self.tasks, thresholds)
+        self.tasks = tuple(self.model.config.tasks)
+        if isinstance(self.compute_metrics, EvaluationMetrics):
+            self.compute_metrics = EvaluationMetrics(self.tasks)
+        return thresholds
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """Counts what each task learns from in all micro-batches of a step, over all ranks."""

@@ -10,14 +10,18 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, models
 from transformers import BertConfig, PreTrainedTokenizerFast, set_seed
 
-from configuration_mtl import IGNORE_INDEX, REGRESSION, MTLConfig, TaskConfig
+from configuration_mtl import IGNORE_INDEX, ORDINAL, OUT_OF_SCOPE_INDEX, REGRESSION, MTLConfig, TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.data import label_column
 from mtl.teacher_columns import as_teacher_column, teacher_column
 from mtl.trainer import MTLTrainer
 
-TASKS = (TaskConfig("topic", num_labels=3), TaskConfig("valence", REGRESSION, weight=0.5))
+TASKS = (
+    TaskConfig("topic", num_labels=3, label_smoothing=0.1, out_of_scope_label="none"),
+    TaskConfig("valence", REGRESSION, weight=0.5),
+    TaskConfig("stars", ORDINAL, num_labels=4),
+)
 
 
 def make_rows(count: int) -> Dataset:
@@ -27,10 +31,12 @@ def make_rows(count: int) -> Dataset:
     for number in range(count):
         length = int(torch.randint(3, 12, (), generator=generator))
         has_topic, has_valence = number % 8 < 5, number % 3 == 0
+        without_topic = OUT_OF_SCOPE_INDEX if number % 8 == 5 else IGNORE_INDEX
         rows.append(
             {
                 "input_ids": torch.randint(1, 50, (length,), generator=generator).tolist(),
-                label_column("topic"): number % 3 if has_topic else IGNORE_INDEX,
+                label_column("topic"): number % 3 if has_topic else without_topic,
+                label_column("stars"): number % 4 if number % 7 < 3 else IGNORE_INDEX,
                 label_column("valence"): float(number % 5) if has_valence else float("nan"),
             }
         )
@@ -88,6 +94,7 @@ def main() -> None:
     model.tokenizer = tokenizer
     trainer = MTLTrainer(model, args, train_dataset=train, eval_dataset=rows, processing_class=tokenizer)
     trainer.train()
+    trainer.fit_rejection()
     evaluated = trainer.evaluate()
     if trainer.is_world_process_zero():
         save_file(model.state_dict(), options.folder / "weights.safetensors")

@@ -7,7 +7,14 @@ import torch
 from modeling_mtl import MTLModel
 
 ROOT = Path(__file__).resolve().parent.parent
-HUB_FILES = ("configuration_mtl.py", "inference_mtl.py", "modeling_mtl.py", "sharing_mtl.py", "similarity_mtl.py")
+HUB_FILES = (
+    "classification_mtl.py",
+    "configuration_mtl.py",
+    "inference_mtl.py",
+    "modeling_mtl.py",
+    "sharing_mtl.py",
+    "similarity_mtl.py",
+)
 SAVED_FILES = {
     *HUB_FILES, "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"
 }  # fmt: skip

@@ -13,6 +13,7 @@ from transformers import AutoConfig, DebertaV2Config, DistilBertConfig, ModernBe
 from configuration_mtl import (
     FURTHER_TEXTS,
     MULTI_LABEL,
+    ORDINAL,
     PROBLEM_TYPES,
     REGRESSION,
     SCHEMA_VERSION,
@@ -69,6 +70,21 @@ def write_config(folder: Path, **changes: Any) -> Path:
         ({"num_labels": 1}, "at least 2 labels, found 1"),
         ({"num_labels": 2.0}, "found 2.0"),
         ({"num_labels": True, "problem_type": REGRESSION}, "regression needs at least 1 labels, found True"),
+        ({"labels": ["x"], "problem_type": ORDINAL}, "ordinal_classification needs at least 2 labels, found 1"),
+        ({"problem_type": ORDINAL, "label_smoothing": 0.1}, "label_smoothing has no effect on ordinal_classification"),
+        ({"label_smoothing": 1.0}, r"Task 'a': label_smoothing must be a number in \[0, 1\), found 1.0"),
+        ({"label_smoothing": "0.1"}, "found '0.1'"),
+        ({"rejection_threshold": 0.5}, "Task 'a': rejection_threshold needs `out_of_scope_label`"),
+        ({"rejection_score": "energy"}, "rejection_score needs `out_of_scope_label`"),
+        ({"out_of_scope_label": "oos", "problem_type": REGRESSION}, "regression has no rejection"),
+        ({"out_of_scope_label": ""}, "out_of_scope_label must be a name, found ''"),
+        ({"out_of_scope_label": "y", "labels": ["x", "y"]}, "'y' is its out_of_scope_label and so no class"),
+        (
+            {"out_of_scope_label": "oos", "rejection_score": "entropy"},
+            r"rejection_score 'entropy' is unknown. Use one of \['probability', 'logit', 'energy'\]",
+        ),
+        ({"out_of_scope_label": "oos", "rejection_threshold": True}, "must be a finite number, found True"),
+        ({"out_of_scope_label": "oos", "rejection_threshold": float("inf")}, "must be a finite number, found inf"),
         (
             {"num_labels": 0, "problem_type": MULTI_LABEL},
             "multi_label_classification needs at least 1 labels, found 0",
@@ -102,9 +118,30 @@ def test_task_without_labels_is_unresolved_until_they_are_known() -> None:
 
 
 def test_task_dict_round_trip_through_json() -> None:
-    for task in [*TASKS, TaskConfig("a"), TaskConfig("b-2_c", num_labels=2)]:
+    intent = TaskConfig("intent", num_labels=2, out_of_scope_label="oos", rejection_threshold=0.25)
+    stars = TaskConfig("stars", ORDINAL, labels=("1", "2", "3"))
+    for task in [*TASKS, TaskConfig("a"), TaskConfig("b-2_c", num_labels=2), intent, stars]:
         assert TaskConfig(**json.loads(json.dumps(task.to_dict()))) == task
     assert TOPIC.to_dict()["labels"] == ["sport", "film", "shop"]
+
+
+def test_file_has_the_oldest_layout_that_holds_its_tasks(tmp_path: Path) -> None:
+    write_config(tmp_path / "one")
+    fields = json.loads((tmp_path / "one/config.json").read_text())
+    # Just what the first layout had, so that code which knows no other reads it.
+    assert fields["schema_version"] == 1
+    assert [sorted(task) for task in fields["tasks"]] == [
+        ["hidden_size", "labels", "name", "num_labels", "problem_type", "weight"]
+    ] * 3
+    assert MTLConfig.from_pretrained(tmp_path / "one").tasks == TASKS
+    for task in (
+        TaskConfig("stars", ORDINAL, num_labels=3),
+        TaskConfig("a", num_labels=3, label_smoothing=0.0),
+        TaskConfig("a", num_labels=3, out_of_scope_label="oos"),
+    ):
+        MTLConfig(tasks=[TOPIC, task]).save_pretrained(tmp_path / "two")
+        assert json.loads((tmp_path / "two/config.json").read_text())["schema_version"] == 2
+        assert MTLConfig.from_pretrained(tmp_path / "two").tasks == [TOPIC, task]
 
 
 def test_config_takes_tasks_and_their_dicts() -> None:
@@ -154,7 +191,7 @@ def test_auto_config_loads_the_file_by_its_own_code(tmp_path: Path) -> None:
     fields = json.loads((tmp_path / "config.json").read_text())
     assert fields["model_type"] == "mtl"
     assert fields["auto_map"] == {"AutoConfig": "configuration_mtl.MTLConfig"}
-    assert fields["schema_version"] == SCHEMA_VERSION
+    assert fields["schema_version"] == 1
     assert fields["text_config"]["model_type"] == "bert"
     config = AutoConfig.from_pretrained(tmp_path)
     assert type(config) is MTLConfig
@@ -171,7 +208,7 @@ def test_misspelt_keyword_is_told_with_the_nearest_one() -> None:
         MTLConfig(**unlike_any)
     with pytest.raises(TypeError, match=r"Task 'topic' has no setting 'lables'\. Did you mean 'labels'\?"):
         MTLConfig(tasks=[{"name": "topic", "lables": ["x", "y"]}])
-    with pytest.raises(TypeError, match=r"Task 'topic' has no setting 'xyzzy'\. Known are \['hidden_size', 'labels'"):
+    with pytest.raises(TypeError, match=r"Task 'topic' has no setting 'xyzzy'\. Known are \['hidden_size', 'label_"):
         MTLConfig(tasks=[{"name": "topic", "xyzzy": 1}])
     with pytest.raises(TypeError, match="A task is a TaskConfig or a dict of its settings, found 'topic'"):
         MTLConfig(tasks=["topic"])

@@ -59,11 +59,11 @@ def test_two_ranks_equal_one_process(settings: dict[str, Any], tmp_path: Path) -
             torch.testing.assert_close(found[key], value, rtol=1e-3, atol=1e-4)
     for first, second in zip(one["history"], two["history"], strict=True):
         taught = ("teacher_loss_topic", "teacher_loss_valence", "loss_preservation")
-        for key in ("loss", "loss_topic", "loss_valence", "grad_norm", *taught):
+        for key in ("loss", "loss_topic", "loss_valence", "loss_stars", "grad_norm", *taught):
             assert "loss" not in first or key not in taught or (key in first) == (settings is TAUGHT)
             if key in first:
                 # At first the embedding is the original one, and its distance from it nothing but rounding.
                 assert second[key] == pytest.approx(first[key], rel=1e-5, abs=1e-6), key
     for key, value in one["evaluated"].items():
-        if key.startswith(("eval_topic", "eval_valence")) or key in ("eval_loss", "eval_score"):
+        if key.startswith(("eval_topic", "eval_valence", "eval_stars")) or key in ("eval_loss", "eval_score"):
             assert two["evaluated"][key] == pytest.approx(value, rel=1e-4), key

@@ -19,7 +19,14 @@ from modeling_mtl import MTLModel
 pytestmark = pytest.mark.slow  # Two processes, each of which imports everything and serves all tests of this file.
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = {"configuration_mtl.py", "inference_mtl.py", "modeling_mtl.py", "sharing_mtl.py", "similarity_mtl.py"}
+CODE = {
+    "classification_mtl.py",
+    "configuration_mtl.py",
+    "inference_mtl.py",
+    "modeling_mtl.py",
+    "sharing_mtl.py",
+    "similarity_mtl.py",
+}
 REST = {".gitattributes", "README.md", "config.json", "tokenizer.json", "tokenizer_config.json"}
 SENTENCES = ["match team goal now", "price", "a quokka"]
 

@@ -8,7 +8,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BatchEncoding
 
-from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TaskConfig
+from configuration_mtl import (
+    IGNORE_INDEX,
+    MULTI_LABEL,
+    ORDINAL,
+    OUT_OF_SCOPE_INDEX,
+    REGRESSION,
+    SINGLE_LABEL,
+    TaskConfig,
+)
 from modeling_mtl import summed_loss, valid_labels
 
 
@@ -44,13 +52,15 @@ def test_regression_labels_of_either_shape() -> None:
     several = torch.tensor([[0.0, NAN], [1.0, 1.0]])
     assert summed_loss(REGRESSION, torch.ones(2, 2), several).item() == 1.0
     assert valid_labels(several).tolist() == [[True, False], [True, True]]
-    assert valid_labels(torch.tensor([0, IGNORE_INDEX])).tolist() == [True, False]
+    assert valid_labels(torch.tensor([0, IGNORE_INDEX, OUT_OF_SCOPE_INDEX])).tolist() == [True, False, False]
 
 
 @pytest.mark.parametrize(
     ("problem_type", "labels"),
     [
         (SINGLE_LABEL, torch.tensor([1, IGNORE_INDEX, 0])),
+        (SINGLE_LABEL, torch.tensor([1, OUT_OF_SCOPE_INDEX, 0])),
+        (ORDINAL, torch.tensor([1, IGNORE_INDEX, 2])),
         (MULTI_LABEL, torch.tensor([[1.0, 0.0], [NAN, NAN], [0.0, 1.0]])),
         (REGRESSION, torch.tensor([[1.0, 0.5], [NAN, NAN], [0.0, 1.0]])),
     ],

@@ -30,6 +30,9 @@ from worked_scores import (
     PAIR_COSINES,
     PAIR_PRESENCE,
     PAIR_SCORES,
+    RANK_PREDICTIONS,
+    RANK_REFERENCES,
+    RANK_SCORES,
 )
 
 from configuration_mtl import PROBLEM_TYPES
@@ -71,6 +74,7 @@ INPUTS: dict[str, tuple[Any, Any, dict[str, float]]] = {
     "positive_pairs": (PAIR_COSINES, PAIR_PRESENCE, PAIR_SCORES),
     "triplets": (PAIR_COSINES, PAIR_PRESENCE, PAIR_SCORES),
     "contrastive": (EMBEDDINGS, EMBEDDING_CLASSES, EMBEDDING_SCORES),
+    "ordinal_classification": (RANK_PREDICTIONS, RANK_REFERENCES, RANK_SCORES),
 }
 
 

@@ -152,7 +152,7 @@ def test_misspelt_key_on_the_command_line(settings_file: str, argv: list[str], m
         ("max_length: 12.5", "max_length must be a int, found 12.5"),
         ("seed: true", "seed must be a int, found True"),
         ("precision: fp8", "precision 'fp8' is unknown"),
-        ("label_smoothing_factor: 0.1", "label_smoothing_factor=0.1 is not supported"),
+        ("label_smoothing_factor: 1.0", r"label_smoothing_factor must be in \[0, 1\), found 1.0"),
     ],
 )
 def test_faults_of_the_file(settings_file: str, line: str, message: str) -> None:

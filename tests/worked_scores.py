@@ -46,3 +46,9 @@ EMBEDDINGS = np.array(
 EMBEDDINGS = EMBEDDINGS * np.array([[1.0], [3.0], [0.5], [9.0], [2.0]])
 EMBEDDING_CLASSES = [0, 0, 0, 1, 1]
 EMBEDDING_SCORES = {"accuracy": 3 / 5}
+
+# Squared distances 0, 1, 0, 4, 0. By chance, over all pairs of a prediction (sum 8, of squares 20) and a reference
+# (sum 7, of squares 15), they sum to 5 x 20 + 5 x 15 - 2 x 8 x 7 = 63, which is 63 / 5 for five pairs.
+RANK_PREDICTIONS = [0, 1, 3, 3, 1]
+RANK_REFERENCES = [0, 2, 3, 1, 1]
+RANK_SCORES = {"qwk": 1 - 5 / (63 / 5), "accuracy": 3 / 5, "mae": (0 + 1 + 0 + 2 + 0) / 5}

@@ -1,0 +1,135 @@
+"""What the logits of a classification mean: the loss of a label, the probabilities, the label, the confidence.
+
+The file travels with every saved model; see `modeling_mtl.py`.
+"""
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+try:
+    if not TYPE_CHECKING:  # To a type checker these are top-level modules.
+        from .configuration_mtl import IGNORE_INDEX, ORDINAL, SINGLE_LABEL, TaskConfig
+except ImportError:
+    # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
+    if __package__:
+        raise
+    from configuration_mtl import IGNORE_INDEX, ORDINAL, SINGLE_LABEL, TaskConfig
+
+
+def single_label_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
+    """Sums the cross-entropy, -log softmax of the label, over the rows with a class.
+
+    With smoothing e each row's loss is (1 - e) of that, and e of the mean over all classes (Szegedy et al.,
+    "Rethinking the Inception Architecture for Computer Vision", CVPR 2016, section 7).
+
+    Args:
+        logits: Float32 logits. Shape (B, C).
+        labels: Class ids; rows with a negative one give exactly zero loss and gradient. Shape (B,).
+        label_smoothing: The share e, in [0, 1).
+    """
+    targets = labels.masked_fill(labels < 0, IGNORE_INDEX)  # (B,)
+    return F.cross_entropy(
+        logits, targets, ignore_index=IGNORE_INDEX, reduction="sum", label_smoothing=label_smoothing
+    )
+
+
+def ordinal_loss(logits: Tensor, labels: Tensor) -> Tensor:
+    """Sums the negative log-likelihood of ordered labels over the rows with a class, by continuation ratios.
+
+    Logit k says whether a row that has reached class k goes on: P(y > k | y >= k) = sigmoid(f_k). So a row of class y
+    has y binary cross-entropies of "goes on", and, unless y is the last class, one of "stops". It is the model of Shi,
+    Cao and Raschka, "Deep Neural Networks for Rank-Consistent Ordinal Regression Based On Conditional Probabilities",
+    Pattern Analysis and Applications 2023, section 3. They divide the sum by the count of binary terms; divided by the
+    count of rows, as here, it is a likelihood like that of the other tasks.
+
+    Args:
+        logits: Float32 logits of the steps between the classes. Shape (B, C - 1).
+        labels: Class ids; rows with a negative one give exactly zero loss and gradient. Shape (B,).
+    """
+    steps = torch.arange(logits.shape[1], device=logits.device)  # (C - 1,)
+    reached = labels.unsqueeze(1) >= steps  # (B, C - 1)
+    goes_on = (labels.unsqueeze(1) > steps).to(logits.dtype)  # (B, C - 1)
+    losses = F.binary_cross_entropy_with_logits(logits, goes_on, reduction="none")  # (B, C - 1)
+    return losses.masked_fill(~reached, 0.0).sum()
+
+
+def ordinal_survival(logits: Tensor) -> Tensor:
+    """Returns P(y > k) for every class but the last, (..., C - 1), from ordinal logits, (..., C - 1)."""
+    return logits.sigmoid().cumprod(dim=-1)
+
+
+def ordinal_probabilities(logits: Tensor) -> Tensor:
+    """Returns the probabilities of the classes, (..., C), from ordinal logits, (..., C - 1); they sum to 1."""
+    reaches = F.pad(ordinal_survival(logits), (1, 0), value=1.0)  # (..., C), P(y >= k)
+    stops = F.pad((-logits).sigmoid(), (0, 1), value=1.0)  # (..., C), P(y = k | y >= k)
+    return reaches * stops
+
+
+def ordinal_log_probabilities(logits: Tensor) -> Tensor:
+    """Returns the logs of the probabilities of the classes, (..., C), from ordinal logits, (..., C - 1)."""
+    reaches = F.pad(F.logsigmoid(logits).cumsum(dim=-1), (1, 0))  # (..., C), log P(y >= k)
+    return reaches + F.pad(F.logsigmoid(-logits), (0, 1))  # log P(y = k | y >= k), 0 for the last class
+
+
+def ordinal_median(logits: Tensor) -> Tensor:
+    """Returns the median class, (...), from ordinal logits, (..., C - 1): the first k with P(y <= k) >= 0.5.
+
+    No other class has a smaller expected distance, in classes, from the label.
+    """
+    return (ordinal_survival(logits) > 0.5).sum(dim=-1)
+
+
+def confidence(logits: Tensor, score: str) -> Tensor:
+    """Returns how sure a single-label head is that a sentence is of one of its classes at all.
+
+    Args:
+        logits: Logits. Shape (..., C).
+        score: `"probability"`, the largest softmax probability (Hendrycks and Gimpel, "A Baseline for Detecting
+            Misclassified and Out-of-Distribution Examples in Neural Networks", ICLR 2017); `"logit"`, the largest
+            logit; `"energy"`, log of the sum of exp of the logits, which is the negative free energy at temperature 1
+            (Liu et al., "Energy-based Out-of-distribution Detection", NeurIPS 2020, equation 4).
+
+    Returns:
+        Float64, in which probabilities near 1 still differ. Shape (...).
+    """
+    return _CONFIDENCES[score](logits.double())
+
+
+_CONFIDENCES: dict[str, Callable[[Tensor], Tensor]] = {
+    "probability": lambda logits: logits.softmax(dim=-1).amax(dim=-1),
+    "logit": lambda logits: logits.amax(dim=-1),
+    "energy": lambda logits: logits.logsumexp(dim=-1),
+}
+
+
+def class_prediction(task: TaskConfig, logits: Tensor) -> dict[str, Any]:
+    """Returns `label`, `score`, `probabilities`, and, where a threshold rejects, `in_scope`, from logits, (C,)."""
+    probabilities, chosen = _DISTRIBUTIONS[task.problem_type](logits)
+    by_name = dict(zip(task.id2label.values(), probabilities.tolist(), strict=True))
+    label = task.id2label[int(chosen)]
+    prediction: dict[str, Any] = {"label": label, "score": by_name[label], "probabilities": by_name}
+    if task.rejection_threshold is not None:
+        prediction["in_scope"] = confidence(logits, str(task.rejection_score)).item() >= task.rejection_threshold
+        if not prediction["in_scope"]:
+            prediction["label"] = task.out_of_scope_label
+    return prediction
+
+
+def _single_label_distribution(logits: Tensor) -> tuple[Tensor, Tensor]:
+    probabilities = logits.softmax(dim=-1)  # (C,)
+    return probabilities, probabilities.argmax()
+
+
+def _ordinal_distribution(logits: Tensor) -> tuple[Tensor, Tensor]:
+    return ordinal_probabilities(logits), ordinal_median(logits)
+
+
+# Problem type -> the probabilities of the classes, (C,), and the chosen one, (), of a sentence.
+_DISTRIBUTIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
+    SINGLE_LABEL: _single_label_distribution,
+    ORDINAL: _ordinal_distribution,
+}
