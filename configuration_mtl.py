@@ -71,6 +71,8 @@ class TaskConfig:
         num_labels: Number of outputs; derived from `labels` where those are given. 1 for regression unless said.
         weight: Static weight of the task's loss, >= 0.
         hidden_size: Width of a hidden layer in the head; `None` for a linear head.
+        cosine_scale: For single-label, makes the logits cosines between the features and a vector a class, times this
+            scale, > 0 (about 20); else they are linear.
         label_smoothing: For single-label, the share of the training loss that goes to all classes alike, in [0, 1);
             `label_smoothing_factor` of the training if not given.
         out_of_scope_label: For single-label, the name in the data of rows that are of no class. They carry no loss,
@@ -91,6 +93,7 @@ class TaskConfig:
     num_labels: int | None = None
     weight: float = 1.0
     hidden_size: int | None = None
+    cosine_scale: float | None = None
     label_smoothing: float | None = None
     out_of_scope_label: str | None = None
     rejection_score: str | None = None
@@ -113,7 +116,7 @@ class TaskConfig:
         elif self.num_labels is None and self.problem_type == REGRESSION:
             object.__setattr__(self, "num_labels", 1)
         self._check_num_labels()
-        _check_smoothing(self)
+        _check_head_settings(self)
         _check_rejection(self)
         if self.out_of_scope_label is not None and self.rejection_score is None:
             object.__setattr__(self, "rejection_score", REJECTION_SCORES[0])
@@ -312,14 +315,17 @@ def _schema_of_task(fields: Mapping[str, Any]) -> int:
     return 1 if is_first else 2
 
 
-def _check_smoothing(task: TaskConfig) -> None:
-    value = task.label_smoothing
-    if value is None:
-        return
-    if task.problem_type != SINGLE_LABEL:
-        raise ValueError(f"Task {task.name!r}: label_smoothing has no effect on {task.problem_type}. Leave it out.")
-    if not _is_number(value) or not 0.0 <= value < 1.0:
-        raise ValueError(f"Task {task.name!r}: label_smoothing must be a number in [0, 1), found {value!r}.")
+def _check_head_settings(task: TaskConfig) -> None:
+    ranges = {
+        "label_smoothing": (lambda value: 0.0 <= value < 1.0, "in [0, 1)"),
+        "cosine_scale": (lambda value: value > 0.0, "above 0"),
+    }
+    for key, (fits, meaning) in ranges.items():
+        value = getattr(task, key)
+        if value is not None and task.problem_type != SINGLE_LABEL:
+            raise ValueError(f"Task {task.name!r}: {key} has no effect on {task.problem_type}. Leave it out.")
+        if value is not None and not (_is_number(value) and fits(value)):
+            raise ValueError(f"Task {task.name!r}: {key} must be a number {meaning}, found {value!r}.")
 
 
 def _check_rejection(task: TaskConfig) -> None:

@@ -18,7 +18,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
-        from .classification_mtl import ordinal_loss, single_label_loss
+        from .classification_mtl import CosineLinear, ordinal_loss, single_label_loss
         from .configuration_mtl import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
         from .inference_mtl import InferenceMixin
         from .sharing_mtl import SharingMixin
@@ -26,7 +26,7 @@ except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
-    from classification_mtl import ordinal_loss, single_label_loss
+    from classification_mtl import CosineLinear, ordinal_loss, single_label_loss
     from configuration_mtl import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
     from inference_mtl import InferenceMixin
     from sharing_mtl import SharingMixin
@@ -72,7 +72,9 @@ class TaskHead(nn.Module):
         self.hidden = None
         if task.hidden_size is not None:
             self.hidden = nn.Sequential(nn.Linear(hidden_size, width), nn.GELU(), nn.Dropout(dropout))
-        self.out_proj = nn.Linear(width, task.num_logits)
+        self.out_proj: nn.Linear = nn.Linear(width, task.num_logits)
+        if task.cosine_scale is not None:
+            self.out_proj = CosineLinear(width, task.num_logits, task.cosine_scale)
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns float32 logits, (B, C), of pooled embeddings, (B, H)."""
