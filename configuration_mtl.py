@@ -26,7 +26,10 @@ REGRESSION = "regression"
 ORDINAL = "ordinal_classification"
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, ORDINAL)
 
-CLASS_ID_TYPES = (SINGLE_LABEL, ORDINAL)
+CLASS_TYPES = (SINGLE_LABEL, ORDINAL)
+"""Types whose head gives a row one of several classes."""
+
+CLASS_ID_TYPES = CLASS_TYPES
 """Types with one int64 label a row, a class id."""
 
 IGNORE_INDEX = -100
@@ -125,7 +128,7 @@ class TaskConfig:
         return math.isfinite(self.weight) and self.weight >= 0
 
     def _check_num_labels(self) -> None:
-        least = 2 if self.problem_type in CLASS_ID_TYPES else 1
+        least = 2 if self.problem_type in CLASS_TYPES else 1
         count = self.num_labels
         if count is not None and not _is_count(count, least):
             raise ValueError(
