@@ -321,6 +321,11 @@ def test_data_that_no_threshold_can_be_fitted_on(
         check_rejection_data([INTENT], dataset, acceptance)
 
 
+def test_acceptance_without_a_task_is_refused() -> None:
+    with pytest.raises(ValueError, match="rejection_acceptance=0.9 has no effect: no threshold is fitted"):
+        check_rejection_data([], None, 0.9)
+
+
 def test_logits_that_are_not_finite_are_refused(tiny_model: MakeModel, oos_splits: Splits, tmp_path: Path) -> None:
     splits, tasks = oos_splits
     model = tiny_model(tasks=tasks)
