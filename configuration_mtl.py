@@ -38,8 +38,8 @@ IGNORE_INDEX = -100
 OUT_OF_SCOPE_INDEX = -1
 """The class id of a row that is known to be of none of the classes. As every negative id, it carries no loss."""
 
-REJECTION_SCORES = ("probability", "logit", "energy")
-"""What may be compared with a rejection threshold; see `confidence` in `classification_mtl`."""
+REJECTION_SCORES = ("energy", "logit", "probability")
+"""What may be compared with a rejection threshold, the default first; see `confidence` in `classification_mtl`."""
 
 SCHEMA_VERSION = 2
 """Newest layout of `config.json` that this code knows; a reader refuses a newer one.
@@ -80,8 +80,8 @@ class TaskConfig:
             `label_smoothing_factor` of the training if not given.
         out_of_scope_label: For single-label, the name in the data of rows that are of no class. They carry no loss,
             but are what rejection is measured on.
-        rejection_score: What a sentence must reach to be accepted: `"probability"`, the largest one (the default),
-            `"logit"`, the largest one, or `"energy"`, the log of the sum of the exponentials of all logits.
+        rejection_score: What decides whether a sentence is accepted: `"energy"`, the log of the sum of the
+            exponentials of all logits (the default), `"logit"`, the largest one, or `"probability"`, the largest one.
         rejection_threshold: The least `rejection_score` at which a sentence is taken to be of a class; fitted after
             training, see `mtl.rejection`. Without it nothing is rejected.
 

@@ -8,6 +8,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -296,18 +297,22 @@ def summed_loss(problem_type: str, logits: Tensor, labels: Tensor, label_smoothi
         labels: See [`MTLModel.forward`]. Shape (B,) or (B, C).
         label_smoothing: Share of a single-label loss that goes to all classes alike.
     """
-    if problem_type == SINGLE_LABEL:
-        return single_label_loss(logits, labels, label_smoothing)
-    if problem_type == ORDINAL:
-        return ordinal_loss(logits, labels)
+    smoothing = {"label_smoothing": label_smoothing} if label_smoothing else {}
+    return _SUMMED_LOSSES[problem_type](logits, labels, **smoothing)
+
+
+def _summed_over_cells(loss: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> Tensor:
     labels = labels.view_as(logits)  # (B, C)
-    valid = valid_labels(labels)  # (B, C)
-    losses: dict[str, Callable[..., Tensor]] = {
-        MULTI_LABEL: F.binary_cross_entropy_with_logits,
-        REGRESSION: F.mse_loss,
-    }
-    loss = losses[problem_type](logits, labels.nan_to_num().to(logits.dtype), reduction="none")  # (B, C)
-    return loss.masked_fill(~valid, 0.0).sum()
+    losses = loss(logits, labels.nan_to_num().to(logits.dtype), reduction="none")  # (B, C)
+    return losses.masked_fill(~valid_labels(labels), 0.0).sum()
+
+
+_SUMMED_LOSSES: dict[str, Callable[..., Tensor]] = {
+    SINGLE_LABEL: single_label_loss,
+    ORDINAL: ordinal_loss,
+    MULTI_LABEL: partial(_summed_over_cells, F.binary_cross_entropy_with_logits),
+    REGRESSION: partial(_summed_over_cells, F.mse_loss),
+}
 
 
 def _check_backbone(text_config: PreTrainedConfig) -> None:

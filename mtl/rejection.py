@@ -82,7 +82,7 @@ def best_threshold(
 
 
 def accepting_threshold(confidences: npt.NDArray[np.float64], acceptance: float) -> float:
-    """Returns the highest threshold that accepts a share of the rows or more.
+    """Returns the highest threshold, of those midway between two rows, that accepts a share of the rows or more.
 
     Args:
         confidences: Confidence of each row that is in scope. Shape (N,).

@@ -74,7 +74,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
         ({"out_of_scope_label": "y", "labels": ["x", "y"]}, "'y' is its out_of_scope_label and so no class"),
         (
             {"out_of_scope_label": "oos", "rejection_score": "entropy"},
-            r"rejection_score 'entropy' is unknown. Use one of \['probability', 'logit', 'energy'\]",
+            r"rejection_score 'entropy' is unknown. Use one of \['energy', 'logit', 'probability'\]",
         ),
         ({"out_of_scope_label": "oos", "rejection_threshold": True}, "must be a finite number, found True"),
         ({"out_of_scope_label": "oos", "rejection_threshold": float("inf")}, "must be a finite number, found inf"),
