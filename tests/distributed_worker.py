@@ -79,7 +79,7 @@ def main() -> None:
     rows = make_rows(96)
     trainer = MTLTrainer(model, args, train_dataset=rows, eval_dataset=rows, processing_class=tokenizer)
     trainer.train()
-    trainer.fit_rejection()
+    trainer.fit_rejection(acceptance=0.8)
     evaluated = trainer.evaluate()
     if trainer.is_world_process_zero():
         save_file(model.state_dict(), options.folder / "weights.safetensors")
