@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 try:
@@ -18,6 +18,27 @@ except ImportError:
     if __package__:
         raise
     from configuration_mtl import IGNORE_INDEX, ORDINAL, SINGLE_LABEL, TaskConfig
+
+
+class CosineLinear(nn.Linear):
+    """Gives the cosine between features and the vector of each class, times a scale; lengths take no part.
+
+    Wang et al., "NormFace: L2 Hypersphere Embedding for Face Verification", ACM Multimedia 2017, section 3, with a
+    scale that is set instead of learned.
+
+    Args:
+        in_features: Width of the features, H.
+        out_features: Count of classes, C.
+        scale: What the cosines are multiplied by.
+    """
+
+    def __init__(self, in_features: int, out_features: int, scale: float) -> None:
+        super().__init__(in_features, out_features, bias=False)
+        self.scale = scale
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Returns logits, (..., C), of features, (..., H)."""
+        return self.scale * F.linear(F.normalize(input, dim=-1), F.normalize(self.weight, dim=-1))
 
 
 def single_label_loss(logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

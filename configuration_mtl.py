@@ -32,7 +32,10 @@ SIMILARITY_TYPES = (SCORED_PAIRS, POSITIVE_PAIRS, TRIPLETS, CONTRASTIVE)
 """The types of task that train the embedding itself and have no head."""
 PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, ORDINAL, *SIMILARITY_TYPES)
 
-CLASS_ID_TYPES = (SINGLE_LABEL, ORDINAL, CONTRASTIVE)
+CLASS_TYPES = (SINGLE_LABEL, ORDINAL)
+"""Types whose head gives a row one of several classes."""
+
+CLASS_ID_TYPES = (*CLASS_TYPES, CONTRASTIVE)
 """Types whose label is the id of one class of several."""
 
 INTEGER_LABEL_TYPES = (*CLASS_ID_TYPES, POSITIVE_PAIRS, TRIPLETS)
@@ -56,8 +59,8 @@ IGNORE_INDEX = -100
 OUT_OF_SCOPE_INDEX = -1
 """The class id of a row that is known to be of none of the classes. As every negative id, it carries no loss."""
 
-REJECTION_SCORES = ("probability", "logit", "energy")
-"""What may be compared with a rejection threshold; see `confidence` in `classification_mtl`."""
+REJECTION_SCORES = ("energy", "logit", "probability")
+"""What may be compared with a rejection threshold, the default first; see `confidence` in `classification_mtl`."""
 
 SCHEMA_VERSION = 2
 """Newest layout of `config.json` that this code knows; a reader refuses a newer one.
@@ -93,6 +96,8 @@ class TaskConfig:
         num_labels: Number of outputs; derived from `labels` where those are given. 1 for regression unless said.
         weight: Static weight of the task's loss, >= 0.
         hidden_size: Width of a hidden layer in the head; `None` for a linear head.
+        cosine_scale: For single-label, makes the logits cosines between the features and a vector a class, times this
+            scale, > 0 (about 20); else they are linear.
         loss: For scored pairs `"cosent"` (the default) or `"cosine"`; the other similarity tasks have one loss each.
         temperature: What cosines are divided by, > 0. Default 0.05 for `cosent` and `info_nce`, the scale of 20 that
             sentence-transformers has; 0.1 for `supervised_contrastive`, as in Khosla et al. 2020, section 4.
@@ -104,8 +109,8 @@ class TaskConfig:
             `label_smoothing_factor` of the training if not given.
         out_of_scope_label: For single-label, the name in the data of rows that are of no class. They carry no loss,
             but are what rejection is measured on.
-        rejection_score: What a sentence must reach to be accepted: `"probability"`, the largest one (the default),
-            `"logit"`, the largest one, or `"energy"`, the log of the sum of the exponentials of all logits.
+        rejection_score: What decides whether a sentence is accepted: `"energy"`, the log of the sum of the
+            exponentials of all logits (the default), `"logit"`, the largest one, or `"probability"`, the largest one.
         rejection_threshold: The least `rejection_score` at which a sentence is taken to be of a class; fitted after
             training, see `mtl.rejection`. Without it nothing is rejected.
 
@@ -120,6 +125,7 @@ class TaskConfig:
     num_labels: int | None = None
     weight: float = 1.0
     hidden_size: int | None = None
+    cosine_scale: float | None = None
     loss: str | None = None
     temperature: float | None = None
     margin: float | None = None
@@ -148,7 +154,7 @@ class TaskConfig:
         elif self.num_labels is None and self.problem_type in (REGRESSION, *FURTHER_TEXTS):
             object.__setattr__(self, "num_labels", 1)
         self._check_num_labels()
-        _check_smoothing(self)
+        _check_head_settings(self)
         _check_rejection(self)
         if self.out_of_scope_label is not None and self.rejection_score is None:
             object.__setattr__(self, "rejection_score", REJECTION_SCORES[0])
@@ -408,14 +414,17 @@ def _schema_of_task(fields: Mapping[str, Any]) -> int:
     return 1 if is_first else 2
 
 
-def _check_smoothing(task: TaskConfig) -> None:
-    value = task.label_smoothing
-    if value is None:
-        return
-    if task.problem_type != SINGLE_LABEL:
-        raise ValueError(f"Task {task.name!r}: label_smoothing has no effect on {task.problem_type}. Leave it out.")
-    if not _is_number(value) or not 0.0 <= value < 1.0:
-        raise ValueError(f"Task {task.name!r}: label_smoothing must be a number in [0, 1), found {value!r}.")
+def _check_head_settings(task: TaskConfig) -> None:
+    ranges = {
+        "label_smoothing": (lambda value: 0.0 <= value < 1.0, "in [0, 1)"),
+        "cosine_scale": (lambda value: value > 0.0, "above 0"),
+    }
+    for key, (fits, meaning) in ranges.items():
+        value = getattr(task, key)
+        if value is not None and task.problem_type != SINGLE_LABEL:
+            raise ValueError(f"Task {task.name!r}: {key} has no effect on {task.problem_type}. Leave it out.")
+        if value is not None and not (_is_number(value) and fits(value)):
+            raise ValueError(f"Task {task.name!r}: {key} must be a number {meaning}, found {value!r}.")
 
 
 def _check_rejection(task: TaskConfig) -> None:

@@ -17,13 +17,13 @@ from transformers.utils import logging
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
         from .classification_mtl import class_prediction
-        from .configuration_mtl import CLASS_ID_TYPES, REGRESSION, MTLConfig, TaskConfig
+        from .configuration_mtl import CLASS_TYPES, REGRESSION, MTLConfig, TaskConfig
 except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
     from classification_mtl import class_prediction
-    from configuration_mtl import CLASS_ID_TYPES, REGRESSION, MTLConfig, TaskConfig
+    from configuration_mtl import CLASS_TYPES, REGRESSION, MTLConfig, TaskConfig
 
 if TYPE_CHECKING:
     import numpy as np
@@ -188,7 +188,7 @@ class InferenceMixin(PreTrainedModel):
 
 
 def _prediction(task: TaskConfig, logits: Tensor) -> Any:
-    if task.problem_type in CLASS_ID_TYPES:
+    if task.problem_type in CLASS_TYPES:
         return class_prediction(task, logits)
     names = task.id2label.values()
     if task.problem_type == REGRESSION:

@@ -8,6 +8,7 @@ import inspect
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +19,7 @@ from transformers.utils import ModelOutput, can_return_tuple
 
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
-        from .classification_mtl import ordinal_loss, single_label_loss
+        from .classification_mtl import CosineLinear, ordinal_loss, single_label_loss
         from .configuration_mtl import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
         from .inference_mtl import InferenceMixin
         from .sharing_mtl import SharingMixin
@@ -27,7 +28,7 @@ except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
-    from classification_mtl import ordinal_loss, single_label_loss
+    from classification_mtl import CosineLinear, ordinal_loss, single_label_loss
     from configuration_mtl import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
     from inference_mtl import InferenceMixin
     from sharing_mtl import SharingMixin
@@ -75,7 +76,9 @@ class TaskHead(nn.Module):
         self.hidden = None
         if task.hidden_size is not None:
             self.hidden = nn.Sequential(nn.Linear(hidden_size, width), nn.GELU(), nn.Dropout(dropout))
-        self.out_proj = nn.Linear(width, task.num_logits)
+        self.out_proj: nn.Linear = nn.Linear(width, task.num_logits)
+        if task.cosine_scale is not None:
+            self.out_proj = CosineLinear(width, task.num_logits, task.cosine_scale)
 
     def forward(self, features: Tensor) -> Tensor:
         """Returns float32 logits, (B, C), of pooled embeddings, (B, H)."""
@@ -385,18 +388,22 @@ def summed_loss(problem_type: str, logits: Tensor, labels: Tensor, label_smoothi
         labels: See [`MTLModel.forward`]. Shape (B,) or (B, C).
         label_smoothing: Share of a single-label loss that goes to all classes alike.
     """
-    if problem_type == SINGLE_LABEL:
-        return single_label_loss(logits, labels, label_smoothing)
-    if problem_type == ORDINAL:
-        return ordinal_loss(logits, labels)
+    smoothing = {"label_smoothing": label_smoothing} if label_smoothing else {}
+    return _SUMMED_LOSSES[problem_type](logits, labels, **smoothing)
+
+
+def _summed_over_cells(loss: Callable[..., Tensor], logits: Tensor, labels: Tensor) -> Tensor:
     labels = labels.view_as(logits)  # (B, C)
-    valid = valid_labels(labels)  # (B, C)
-    losses: dict[str, Callable[..., Tensor]] = {
-        MULTI_LABEL: F.binary_cross_entropy_with_logits,
-        REGRESSION: F.mse_loss,
-    }
-    loss = losses[problem_type](logits, labels.nan_to_num().to(logits.dtype), reduction="none")  # (B, C)
-    return loss.masked_fill(~valid, 0.0).sum()
+    losses = loss(logits, labels.nan_to_num().to(logits.dtype), reduction="none")  # (B, C)
+    return losses.masked_fill(~valid_labels(labels), 0.0).sum()
+
+
+_SUMMED_LOSSES: dict[str, Callable[..., Tensor]] = {
+    SINGLE_LABEL: single_label_loss,
+    ORDINAL: ordinal_loss,
+    MULTI_LABEL: partial(_summed_over_cells, F.binary_cross_entropy_with_logits),
+    REGRESSION: partial(_summed_over_cells, F.mse_loss),
+}
 
 
 def _check_backbone(text_config: PreTrainedConfig) -> None:

@@ -133,7 +133,8 @@ def _warn_of_another_order(checkpoint: str | os.PathLike[str], args: MTLTraining
 
 def head_meaning(task: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a task, given as its dict, without which its head's weights mean something else."""
-    return {key: task.get(key) for key in ("name", "problem_type", "hidden_size", "num_labels", "labels")}
+    keys = ("name", "problem_type", "hidden_size", "num_labels", "labels", "cosine_scale")
+    return {key: task.get(key) for key in keys}
 
 
 def _meaning(config: Mapping[str, Any]) -> dict[str, Any]:

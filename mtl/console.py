@@ -6,7 +6,7 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
-from configuration_mtl import CLASS_ID_TYPES, IGNORE_INDEX, MULTI_LABEL, OUT_OF_SCOPE_INDEX, TaskConfig
+from configuration_mtl import CLASS_TYPES, IGNORE_INDEX, MULTI_LABEL, OUT_OF_SCOPE_INDEX, TaskConfig
 from inference_mtl import Text
 from modeling_mtl import MTLModel
 from mtl.data import label_column
@@ -96,7 +96,7 @@ def sample_lines(model: MTLModel, texts: Sequence[Text], truths: Sequence[dict[s
 
 def shown(task: TaskConfig, prediction: Any) -> str:
     """Formats one prediction of `MTLModel.predict` as text."""
-    if task.problem_type in CLASS_ID_TYPES:
+    if task.problem_type in CLASS_TYPES:
         return f"{prediction['label']} ({prediction['score']:.2f})"
     if task.problem_type == MULTI_LABEL:
         return ", ".join(prediction["labels"]) or "none"
@@ -108,7 +108,7 @@ def true_labels(row: Mapping[str, Any], tasks: Sequence[TaskConfig]) -> dict[str
     texts = {}
     for task in filter(lambda task: task.has_head, tasks):
         value = row[label_column(task.name)]
-        if task.problem_type in CLASS_ID_TYPES:
+        if task.problem_type in CLASS_TYPES:
             others = {IGNORE_INDEX: "-", OUT_OF_SCOPE_INDEX: str(task.out_of_scope_label)}
             texts[task.name] = (task.id2label | others)[value]
         elif task.problem_type == MULTI_LABEL:

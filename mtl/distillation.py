@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from classification_mtl import ordinal_log_probabilities
-from configuration_mtl import CLASS_ID_TYPES, IGNORE_INDEX, ORDINAL, REGRESSION, TaskConfig
+from configuration_mtl import CLASS_TYPES, IGNORE_INDEX, ORDINAL, REGRESSION, TaskConfig
 from modeling_mtl import valid_labels
 from mtl.arguments import MTLTrainingArguments
 from mtl.collation import TEACHERS
@@ -113,12 +113,12 @@ def mixed(gold: Tensor, soft: Tensor, has_gold: Tensor, has_teacher: Tensor, gol
 
 def has_gold(problem_type: str, logits: Tensor, labels: Tensor) -> Tensor:
     """Returns which items have a label: (B,) for classes, else (B, C)."""
-    return valid_labels(labels if problem_type in CLASS_ID_TYPES else labels.view_as(logits))
+    return valid_labels(labels if problem_type in CLASS_TYPES else labels.view_as(logits))
 
 
 def has_teacher(problem_type: str, teacher: Tensor) -> Tensor:
     """Returns for which items the teacher says something, from (B, C): (B,) for classes, else (B, C)."""
-    return ~(teacher[:, 0] if problem_type in CLASS_ID_TYPES else teacher).isnan()
+    return ~(teacher[:, 0] if problem_type in CLASS_TYPES else teacher).isnan()
 
 
 def gold_losses(problem_type: str, logits: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:
@@ -130,7 +130,7 @@ def gold_losses(problem_type: str, logits: Tensor, labels: Tensor, label_smoothi
         labels: See `MTLModel.forward`. Shape (B,) or (B, C).
         label_smoothing: Share of the loss that goes to all classes alike; single-label only.
     """
-    if problem_type in CLASS_ID_TYPES:
+    if problem_type in CLASS_TYPES:
         targets = labels.masked_fill(labels < 0, IGNORE_INDEX)  # (B,)
         if problem_type == ORDINAL:  # With log-probabilities for logits the cross-entropy is minus that of the label.
             logits = ordinal_log_probabilities(logits)  # (B, C)
@@ -161,7 +161,7 @@ def soft_losses(problem_type: str, logits: Tensor, teacher: Tensor, temperature:
     if problem_type == REGRESSION:
         return F.mse_loss(logits, teacher, reduction="none").masked_fill(~taught, 0.0)  # (B, C)
     cooled = teacher.pow(1.0 / temperature)  # (B, C)
-    if problem_type in CLASS_ID_TYPES:
+    if problem_type in CLASS_TYPES:
         if problem_type == ORDINAL:
             logits = ordinal_log_probabilities(logits)  # (B, C)
         cooled = cooled / cooled.sum(dim=-1, keepdim=True).clamp(min=torch.finfo(cooled.dtype).tiny)  # (B, C)

@@ -19,7 +19,7 @@ import torch
 
 from classification_mtl import ordinal_median
 from configuration_mtl import (
-    CLASS_ID_TYPES,
+    CLASS_TYPES,
     CONTRASTIVE,
     IGNORE_INDEX,
     MULTI_LABEL,
@@ -251,7 +251,7 @@ def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarr
     logits, labels = np.asarray(logits), np.asarray(labels)
     if problem_type in (POSITIVE_PAIRS, TRIPLETS, CONTRASTIVE):
         return embedding_metrics(METRICS[problem_type], logits, labels)
-    is_class = problem_type in CLASS_ID_TYPES
+    is_class = problem_type in CLASS_TYPES
     if not is_class:  # float64: in float32 the sigmoid ties large logits, whose order average precision needs
         logits, labels = (np.atleast_2d(x.astype(np.float64).T).T for x in (logits, labels))  # (N, C)
     _check(problem_type, logits, labels)
@@ -293,7 +293,7 @@ def aggregate_score(task_metrics: dict[str, dict[str, float]], primary: dict[str
 
 
 def _check(problem_type: str, logits: np.ndarray, labels: np.ndarray) -> None:
-    is_class = problem_type in CLASS_ID_TYPES
+    is_class = problem_type in CLASS_TYPES
     if logits.ndim != 2 or labels.shape != logits.shape[: 1 if is_class else 2]:
         expected = "(N, C) and (N,)" if is_class else "of one shape"
         raise ValueError(f"{problem_type}: logits {logits.shape}, labels {labels.shape}. Give them {expected}.")

@@ -82,7 +82,7 @@ def best_threshold(
 
 
 def accepting_threshold(confidences: npt.NDArray[np.float64], acceptance: float) -> float:
-    """Returns the highest threshold that accepts a share of the rows or more.
+    """Returns the highest threshold, of those midway between two rows, that accepts a share of the rows or more.
 
     Args:
         confidences: Confidence of each row that is in scope. Shape (N,).
@@ -102,10 +102,16 @@ def check_rejection_data(tasks: Sequence[TaskConfig], dataset: Any, acceptance: 
         acceptance: See [`fit_rejection`].
 
     Raises:
-        ValueError: If `acceptance` is out of range, there is no data set, or it lacks the rows that are needed.
+        ValueError: If `acceptance` is out of range or there is no task for it, there is no data set, or it lacks the
+            rows that are needed.
     """
     if acceptance is not None and not 0.0 < acceptance <= 1.0:
         raise ValueError(f"rejection_acceptance must be above 0 and at most 1, found {acceptance}.")
+    if acceptance is not None and not tasks:
+        raise ValueError(
+            f"rejection_acceptance={acceptance} has no effect: no threshold is fitted. Give a task an "
+            "`out_of_scope_label`, or set `fit_rejection: true` where nothing is trained, or leave it out."
+        )
     for task in tasks:
         where = f"Task {task.name!r}: the threshold below which {task.out_of_scope_label!r} is predicted"
         if dataset is None:
@@ -126,7 +132,7 @@ def check_rejection_data(tasks: Sequence[TaskConfig], dataset: Any, acceptance: 
 def fit_rejection(
     trainer: Any, dataset: Dataset, tasks: Sequence[TaskConfig], *, acceptance: float | None = None
 ) -> dict[str, float]:
-    """Fits the thresholds of tasks and puts them into the model's configuration.
+    """Fits the thresholds of tasks; `MTLTrainer.fit_rejection` also puts them into the model's configuration.
 
     Args:
         trainer: An `MTLTrainer`, after training.

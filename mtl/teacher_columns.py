@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from configuration_mtl import CLASS_ID_TYPES, REGRESSION, TaskConfig
+from configuration_mtl import CLASS_TYPES, REGRESSION, TaskConfig
 from mtl.label_cells import place_of
 from mtl.labels import encode_labels
 from mtl.parts import Part
@@ -61,7 +61,7 @@ def as_teacher_column(values: npt.NDArray) -> pa.Array:
 def _checked(task: TaskConfig, part: Part, values: npt.NDArray) -> npt.NDArray:
     """Checks probabilities, (rows, C), and scales those of classes to sum to 1."""
     outside = ((values < 0) | (values > 1)).any(axis=1)  # nan is neither.
-    if task.problem_type in CLASS_ID_TYPES:
+    if task.problem_type in CLASS_TYPES:
         sums = values.sum(axis=1)
         partial = np.isnan(sums) & ~np.isnan(values).all(axis=1)
         outside |= partial | (np.abs(sums - 1) > _ROUNDING)

@@ -1,6 +1,7 @@
 """Shared fixtures: a tiny tokenizer, tiny random backbones and models, four tasks, and rows to learn these from."""
 
 import json
+import logging
 import os
 import random
 import shutil
@@ -120,6 +121,17 @@ def make_toy_rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
     return rows
 
 
+@pytest.fixture(autouse=True)
+def log_levels() -> Iterator[None]:
+    """Takes back the levels that a program sets for its own process; `TrainingArguments` goes by them too."""
+    loggers = [logging.getLogger(name) for name in ("mtl", "merge_models", "train_trainer")]
+    before, verbosity = [logger.level for logger in loggers], transformers_logging.get_verbosity()
+    yield
+    transformers_logging.set_verbosity(verbosity)
+    for logger, level in zip(loggers, before, strict=True):
+        logger.setLevel(level)
+
+
 @pytest.fixture(scope="session")
 def toy_rows() -> ToyRows:
     """Gives [`make_toy_rows`]: `toy_rows(n, seed)`."""
@@ -146,14 +158,6 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(socket.socket, "connect", refuse)
     monkeypatch.setattr(socket, "getaddrinfo", refuse)
-
-
-@pytest.fixture(autouse=True)
-def verbosity_of_transformers() -> Iterator[None]:
-    """Restores how much transformers tells: the programs lower it, and the default of `disable_tqdm` goes by it."""
-    before = transformers_logging.get_verbosity()
-    yield
-    transformers_logging.set_verbosity(before)
 
 
 @pytest.fixture(scope="session")

@@ -94,7 +94,7 @@ def main() -> None:
     model.tokenizer = tokenizer
     trainer = MTLTrainer(model, args, train_dataset=train, eval_dataset=rows, processing_class=tokenizer)
     trainer.train()
-    trainer.fit_rejection()
+    trainer.fit_rejection(acceptance=0.8)
     evaluated = trainer.evaluate()
     if trainer.is_world_process_zero():
         save_file(model.state_dict(), options.folder / "weights.safetensors")

@@ -74,6 +74,8 @@ def write_config(folder: Path, **changes: Any) -> Path:
         ({"problem_type": ORDINAL, "label_smoothing": 0.1}, "label_smoothing has no effect on ordinal_classification"),
         ({"label_smoothing": 1.0}, r"Task 'a': label_smoothing must be a number in \[0, 1\), found 1.0"),
         ({"label_smoothing": "0.1"}, "found '0.1'"),
+        ({"cosine_scale": 0}, "Task 'a': cosine_scale must be a number above 0, found 0"),
+        ({"problem_type": REGRESSION, "cosine_scale": 20.0}, "cosine_scale has no effect on regression"),
         ({"rejection_threshold": 0.5}, "Task 'a': rejection_threshold needs `out_of_scope_label`"),
         ({"rejection_score": "energy"}, "rejection_score needs `out_of_scope_label`"),
         ({"out_of_scope_label": "oos", "problem_type": REGRESSION}, "regression has no rejection"),
@@ -81,7 +83,7 @@ def write_config(folder: Path, **changes: Any) -> Path:
         ({"out_of_scope_label": "y", "labels": ["x", "y"]}, "'y' is its out_of_scope_label and so no class"),
         (
             {"out_of_scope_label": "oos", "rejection_score": "entropy"},
-            r"rejection_score 'entropy' is unknown. Use one of \['probability', 'logit', 'energy'\]",
+            r"rejection_score 'entropy' is unknown. Use one of \['energy', 'logit', 'probability'\]",
         ),
         ({"out_of_scope_label": "oos", "rejection_threshold": True}, "must be a finite number, found True"),
         ({"out_of_scope_label": "oos", "rejection_threshold": float("inf")}, "must be a finite number, found inf"),
@@ -208,7 +210,7 @@ def test_misspelt_keyword_is_told_with_the_nearest_one() -> None:
         MTLConfig(**unlike_any)
     with pytest.raises(TypeError, match=r"Task 'topic' has no setting 'lables'\. Did you mean 'labels'\?"):
         MTLConfig(tasks=[{"name": "topic", "lables": ["x", "y"]}])
-    with pytest.raises(TypeError, match=r"Task 'topic' has no setting 'xyzzy'\. Known are \['hidden_size', 'label_"):
+    with pytest.raises(TypeError, match=r"Task 'topic' has no setting 'xyzzy'\. Known are \['cosine_scale', 'hidden"):
         MTLConfig(tasks=[{"name": "topic", "xyzzy": 1}])
     with pytest.raises(TypeError, match="A task is a TaskConfig or a dict of its settings, found 'topic'"):
         MTLConfig(tasks=["topic"])

@@ -7,7 +7,7 @@ import runpy
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,6 @@ import pytest
 import torch
 import yaml
 from conftest import MakeModel, SaveBackbone, ToyRows
-from transformers.utils import logging
 
 import train_trainer
 from modeling_mtl import MTLModel
@@ -23,14 +22,6 @@ from mtl.arguments import MTLTrainingArguments
 
 ROOT = Path(__file__).resolve().parents[1]
 EXAMPLES = sorted(path.stem for path in (ROOT / "examples").glob("*.py"))
-
-
-@pytest.fixture(autouse=True)
-def verbosity() -> Iterator[None]:
-    """Takes back what the scripts set for their own process."""
-    before = logging.get_verbosity()
-    yield
-    logging.set_verbosity(before)
 
 
 def main_of(name: str) -> Callable[[list[str]], Any]:

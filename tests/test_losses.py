@@ -1,5 +1,7 @@
 """The losses: against those of torch, with labels missing, and divided by the counts of a whole step."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from checks import NAN, assert_close, full_labels, gradients, same
@@ -8,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import BatchEncoding
 
+from classification_mtl import CosineLinear
 from configuration_mtl import (
     IGNORE_INDEX,
     MULTI_LABEL,
@@ -17,7 +20,7 @@ from configuration_mtl import (
     SINGLE_LABEL,
     TaskConfig,
 )
-from modeling_mtl import summed_loss, valid_labels
+from modeling_mtl import MTLModel, summed_loss, valid_labels
 
 
 def test_losses_against_those_of_torch(make_model: MakeModel, inputs: BatchEncoding) -> None:
@@ -129,3 +132,18 @@ def test_micro_batches_add_up_to_the_whole_batch(make_model: MakeModel, inputs: 
     for name, weight in model.named_parameters():
         # Float32 sums over four sentences in another order, of gradients below 10.
         torch.testing.assert_close(weight.grad, whole[name], atol=1e-5, rtol=1e-5, msg=name)
+
+
+def test_cosine_head_by_hand_and_saved(make_model: MakeModel, inputs: BatchEncoding, tmp_path: Path) -> None:
+    layer = CosineLinear(2, 3, scale=10.0)
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[2.0, 0.0], [0.0, 0.5], [-3.0, -3.0]]))
+    # The features are at 45 degrees to the first two vectors, and opposite to the third, whatever the lengths.
+    assert_close(layer(torch.tensor([7.0, 7.0])), 10.0 * torch.tensor([0.5**0.5, 0.5**0.5, -1.0]), atol=2e-6)
+    model = make_model(tasks=[TaskConfig("topic", num_labels=3, cosine_scale=20.0)])
+    output = model(**inputs, labels={"topic": torch.tensor([0, 1, IGNORE_INDEX, 2])})
+    assert output.logits["topic"].abs().max() <= 20.0
+    output.loss.backward()
+    assert list(gradients(model.heads)) == ["topic.out_proj.weight"]
+    model.save_pretrained(tmp_path)
+    assert same(MTLModel.from_pretrained(tmp_path)(**inputs).logits["topic"], output.logits["topic"])

@@ -176,16 +176,20 @@ def test_prediction_says_whether_a_sentence_is_in_scope(tiny_model: MakeModel) -
         prediction: dict[str, Any] = model.predict("price")["intent"]
         return prediction
 
+    def predict_by(score: str, threshold: float) -> dict[str, Any]:
+        return predict(out_of_scope_label="oos", rejection_score=score, rejection_threshold=threshold)
+
     plain = predict()
     assert plain == {"label": "pay", "score": plain["score"], "probabilities": plain["probabilities"]}
     assert plain["score"] == pytest.approx(3 / 4)
     assert predict(out_of_scope_label="oos") == plain  # No threshold yet.
-    assert predict(out_of_scope_label="oos", rejection_threshold=0.7) == {**plain, "in_scope": True}
+    assert predict_by("probability", 0.7) == {**plain, "in_scope": True}
     rejected = {**plain, "label": "oos", "in_scope": False}
-    assert predict(out_of_scope_label="oos", rejection_threshold=0.8) == rejected
-    settings: dict[str, Any] = {"out_of_scope_label": "oos", "rejection_score": "energy"}
-    assert predict(**settings, rejection_threshold=math.log(4.0) + 0.01) == rejected
-    assert predict(**settings, rejection_threshold=math.log(4.0) - 0.01)["in_scope"]
+    assert predict_by("probability", 0.8) == rejected
+    assert predict_by("energy", math.log(4.0) + 0.01) == rejected
+    assert predict_by("energy", math.log(4.0) - 0.01)["in_scope"]
+    assert predict_by("logit", math.log(3.0) - 0.01)["in_scope"]
+    assert predict(out_of_scope_label="oos", rejection_threshold=math.log(4.0) + 0.01) == rejected  # The default.
 
 
 PREDICT_WITHOUT_PACKAGE = """
@@ -203,7 +207,13 @@ def test_predicts_in_a_process_without_the_package(make_model: MakeModel, tmp_pa
     sentences = ["price", "match team goal", "why now"]
     scores = sorted(prediction["intent"]["score"] for prediction in model.predict(sentences))
     threshold = (scores[0] + scores[1]) / 2
-    intent = TaskConfig("intent", labels=("pay", "book"), out_of_scope_label="oos", rejection_threshold=threshold)
+    intent = TaskConfig(
+        "intent",
+        labels=("pay", "book"),
+        out_of_scope_label="oos",
+        rejection_score="probability",
+        rejection_threshold=threshold,
+    )
     model.config.tasks = [intent, stars]
     model.save_pretrained(tmp_path / "saved")
     env = offline_env(tmp_path / "home")
@@ -255,17 +265,17 @@ def test_fitted_threshold_reaches_model_evaluation_and_folder(
     output: Any = trainer.predict(splits["validation"])
     labels, logits = output.label_ids["topic"], torch.from_numpy(output.predictions["topic"])
     known = labels != IGNORE_INDEX
-    sure = confidence(logits, "probability").numpy()
+    sure = confidence(logits, "energy").numpy()
 
     def joint_accuracy(threshold: float) -> float:
         right = np.where(labels == -1, sure < threshold, (sure >= threshold) & (logits.argmax(1).numpy() == labels))
         return float(right[known].mean())
 
     assert topic["joint_accuracy"] == pytest.approx(joint_accuracy(thresholds["topic"]))
-    assert topic["joint_accuracy"] == pytest.approx(max(map(joint_accuracy, [-1.0, *(sure + 1e-9)])))
+    assert topic["joint_accuracy"] == pytest.approx(max(map(joint_accuracy, [sure.min() - 1, *(sure + 1e-9)])))
     trainer.save_model()
     saved = json.loads((tmp_path / "config.json").read_text())["tasks"][0]
-    assert (saved["out_of_scope_label"], saved["rejection_score"]) == ("shop", "probability")
+    assert (saved["out_of_scope_label"], saved["rejection_score"]) == ("shop", "energy")
     assert MTLModel.from_pretrained(tmp_path).config.task("topic").rejection_threshold == thresholds["topic"]
     accepting = trainer.fit_rejection(acceptance=1.0)["topic"]
     assert accepting == pytest.approx(sure[labels >= 0].min() - 1)
@@ -319,6 +329,11 @@ def test_data_that_no_threshold_can_be_fitted_on(
     dataset = None if labels is None else Dataset.from_dict({"label_intent": labels})
     with pytest.raises(ValueError, match=message):
         check_rejection_data([INTENT], dataset, acceptance)
+
+
+def test_acceptance_without_a_task_is_refused() -> None:
+    with pytest.raises(ValueError, match="rejection_acceptance=0.9 has no effect: no threshold is fitted"):
+        check_rejection_data([], None, 0.9)
 
 
 def test_logits_that_are_not_finite_are_refused(tiny_model: MakeModel, oos_splits: Splits, tmp_path: Path) -> None:
