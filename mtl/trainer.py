@@ -2,54 +2,41 @@
 
 import contextlib
 import logging
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
-from transformers import (
-    EarlyStoppingCallback,
-    TrainerCallback,
-)
-from transformers.trainer import TRAINING_ARGS_NAME
+from torch.utils.data import DataLoader
+from transformers import EarlyStoppingCallback, TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
-from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
-from mtl.adapter_training import AdapterTrainer
-from mtl.adapters import has_adapter
 from mtl.arguments import MTLTrainingArguments
 from mtl.averaging import AveragingCallback
-from mtl.checkpoints import TRAINING_ARGS_JSON, check_same_run, last_complete_checkpoint
-from mtl.collation import ORIGINAL_COLUMN, ORIGINALS, POOLED, TEACHERS, MTLCollator, further_columns, without_guidance
-from mtl.data import label_column
+from mtl.checkpoints import check_same_run, last_complete_checkpoint
+from mtl.collation import ORIGINALS, TEACHERS, MTLCollator, without_guidance
 from mtl.distillation import Distillation, count_items
-from mtl.embedding_cache import make_embedding_cache, with_lengths
+from mtl.embedding_cache import make_embedding_cache
 from mtl.evaluation import EvaluationMetrics
 from mtl.freeze_schedule import FreezeScheduleCallback, begin_freezing
 from mtl.gradient_balance import ConflictCallback, GradientBalance
 from mtl.initial_losses import initial_losses
-from mtl.loading import follows_plan, make_plan, planned_loader
 from mtl.optimization import head_rate, learning_rates, set_learning_rates
 from mtl.preservation import PRESERVATION, Preservation, count_rows
 from mtl.rejection import fit_rejection, rejects, with_thresholds
-from mtl.sharded import check_sharding, is_sharding_asked_for, own_class
+from mtl.sharded import check_sharding, is_sharding_asked_for
 from mtl.smoothing import label_smoothing
 from mtl.task_losses import TaskLossMeans
-from mtl.teacher_columns import teacher_column
-from mtl.weighting import WEIGHTINGS, make_weighting
+from mtl.trainer_checks import check_arguments, check_prefix
+from mtl.trainer_data import DataTrainer
+from mtl.weighting import make_weighting
 from mtl.weighting_callback import WeightingCallback
 
 logger = logging.getLogger(__name__)
 
-WEIGHTING_NAME = "weighting.safetensors"
 
-
-class MTLTrainer(AdapterTrainer):
+class MTLTrainer(DataTrainer):
     """Trains an [`MTLModel`] on rows that carry labels for some or all of its tasks.
 
     The loss of a task is the sum over its valid labels divided by their count in the whole optimizer step, over all
@@ -82,7 +69,7 @@ class MTLTrainer(AdapterTrainer):
         callbacks: list[TrainerCallback] | None = None,
         **kwargs: Any,
     ) -> None:
-        _check_arguments(model, args, kwargs)
+        check_arguments(model, args, kwargs)
         self._schedule = self._adopt(model, args)
         tokenizer = kwargs.setdefault("processing_class", model.tokenizer)
         self.averaging = AveragingCallback(args.average_weights)
@@ -168,39 +155,6 @@ class MTLTrainer(AdapterTrainer):
         cache = self.embedding_cache
         with contextlib.nullcontext() if cache is None else cache.prepared(self.train_dataset, self.eval_dataset):
             return super().train(resume_from_checkpoint, *args, **kwargs)
-
-    def _get_dataloader(
-        self,
-        dataset: Dataset,
-        description: str,
-        batch_size: int,
-        sampler_fn: Any = None,
-        is_training: bool = False,
-        dataloader_key: str | None = None,
-    ) -> DataLoader:
-        rows = None if self.embedding_cache is None else self.embedding_cache.rows(dataset)
-        # Only what is fetched changes: the sampler sees the tokens, and so gives the order that it would give.
-        sampler = sampler_fn if rows is None or sampler_fn is None else lambda _: with_lengths(sampler_fn(dataset))
-        return super()._get_dataloader(
-            dataset if rows is None else rows, description, batch_size, sampler, is_training, dataloader_key
-        )
-
-    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
-        """Counts none for batches of embeddings, where the base class would warn; see `Trainer.floating_point_ops`."""
-        return 0 if POOLED in inputs else super().floating_point_ops(inputs)
-
-    def get_train_dataloader(self) -> DataLoader:
-        """Follows a plan of rows where a mixture or several ranks need one; see `Trainer.get_train_dataloader`."""
-        if self.train_dataset is None or not follows_plan(self.args, self.train_dataset):
-            return super().get_train_dataloader()
-        dataset: Any = self.train_dataset
-        plan = make_plan(self.args, dataset, self._train_batch_size)
-        rows = None if self.embedding_cache is None else self.embedding_cache.rows(dataset)
-        if rows is not None:
-            dataset = rows
-        elif hasattr(dataset, "column_names"):
-            dataset = self._remove_unused_columns(dataset, description="Training")
-        return planned_loader(plan, dataset, self.data_collator, self.args)
 
     def compute_loss(
         self,
@@ -325,7 +279,7 @@ class MTLTrainer(AdapterTrainer):
 
         See `Trainer.evaluation_loop`.
         """
-        _check_prefix(self.tasks, metric_key_prefix)
+        check_prefix(self.tasks, metric_key_prefix)
         arguments = (dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         with self.averaging.averaged(self.model):
             return super().evaluation_loop(*arguments)
@@ -339,102 +293,3 @@ class MTLTrainer(AdapterTrainer):
         rates, learned = learning_rates(self.model, self.args), self.weighting.parameters()
         set_learning_rates(optimizer, model or self.model, rates, learned, head_rate(self.args))
         return optimizer
-
-    def _issue_warnings_after_load(self, load_result: Any) -> None:
-        """Refuses a checkpoint of other weights, of which the base class loads what fits, and warns."""
-        state, missing = self.model.state_dict(), set(load_result.missing_keys)
-        # A tensor under two names is saved under one of them.
-        loaded = {tensor.data_ptr() for name, tensor in state.items() if name not in missing}
-        missing = {name for name in missing if state[name].data_ptr() not in loaded}
-        if missing or load_result.unexpected_keys:
-            raise ValueError(
-                f"The checkpoint does not fit the model: {sorted(missing)[:3]} are missing, "
-                f"{load_result.unexpected_keys[:3]} are not of the model. Go on from it by "
-                "`MTLModel.from_pretrained(<checkpoint>)`, or train anew in another `output_dir`."
-            )
-
-    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
-        super()._save_optimizer_and_scheduler(output_dir)
-        state = self.weighting.state_dict()
-        if self.args.should_save and state:
-            save_file(state, os.path.join(output_dir, WEIGHTING_NAME))
-        if self.args.should_save:
-            self.preservation.save(output_dir)
-
-    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        super()._load_optimizer_and_scheduler(checkpoint)
-        if checkpoint is not None and self.weighting.state_dict():
-            self.weighting.load_state_dict(load_file(os.path.join(checkpoint, WEIGHTING_NAME)))
-        if checkpoint is not None:
-            self.averaging.load(checkpoint, self.args.device)
-
-    def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        with own_class(self.accelerator.unwrap_model(self.model)):
-            super()._save(output_dir, state_dict)
-        if self.args.should_save:
-            folder = Path(output_dir or str(self.args.output_dir))
-            # The base class pickles the settings; a shared folder is to hold nothing that runs when it is read.
-            (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            (folder / TRAINING_ARGS_JSON).write_text(self.args.to_json_string() + "\n")
-            self.averaging.save(folder)
-
-    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
-        """Keeps the card that was saved with the model, where the base class would write over it."""
-        if not (Path(str(self.args.output_dir)) / "README.md").exists():
-            super().create_model_card(*args, **kwargs)
-
-    def _set_signature_columns_if_needed(self) -> None:
-        super()._set_signature_columns_if_needed()
-        known: Any = self._signature_columns
-        columns = [column(task.name) for task in self.tasks for column in (label_column, teacher_column)]
-        for column in [*columns, *further_columns(self.processing_class), ORIGINAL_COLUMN]:
-            if column not in known:
-                known.append(column)
-
-    def _get_eval_sampler(self, eval_dataset: Dataset) -> Sampler | None:
-        # Under group_by_length the base class shuffles evaluation, and predictions come back in another order.
-        if self.args.world_size <= 1 and hasattr(eval_dataset, "__len__"):
-            return SequentialSampler(eval_dataset)
-        return None
-
-
-def _check_arguments(model: MTLModel, args: MTLTrainingArguments, others: dict[str, Any]) -> None:
-    _check_prefix(model.config.tasks, "eval")
-    if args.n_gpu > 1:
-        raise ValueError(
-            f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: counts of labels by task do not "
-            "scatter. Launch one process a GPU: `torchrun --nproc_per_node=<N> ...`."
-        )
-    if others.get("compute_loss_func") is not None:
-        raise ValueError("compute_loss_func would have no effect: the tasks' losses are weighed by `weighting`.")
-    if has_adapter(model) and (args.peft or args.freeze or args.freeze_schedule):
-        raise ValueError(
-            f"The model has an adapter, and peft={args.peft}, freeze={args.freeze!r} or freeze_schedule="
-            f"{args.freeze_schedule} says what else is to learn. Leave these out, or merge the adapter first."
-        )
-    learning_rates(model, args)  # Refuses a `layer_decay` for which the encoder has no layers.
-    kind = WEIGHTINGS.get(args.weighting)
-    if kind is not None and not kind.is_additive and args.gradient_accumulation_steps > 1:
-        raise ValueError(
-            f"weighting={args.weighting!r} needs the losses of the whole step at once, so it does not go with "
-            f"gradient_accumulation_steps={args.gradient_accumulation_steps}. Set that to 1, with a larger batch."
-        )
-    has_optimizer = others.get("optimizers", (None, None))[0] is not None
-    own_rates = args.head_learning_rate is not None or args.layer_decay is not None
-    if has_optimizer and (own_rates or (kind is not None and kind.is_learned)):
-        raise ValueError(
-            f"An optimizer is given, so head_learning_rate={args.head_learning_rate}, layer_decay={args.layer_decay} "
-            f"and weighting={args.weighting!r} would have no effect. Leave them at their defaults, or give no "
-            "optimizer."
-        )
-
-
-def _check_prefix(tasks: Sequence[TaskConfig], prefix: str) -> None:
-    for task in tasks:
-        # The Trainer puts the prefix before the name of every metric, but for names that begin with it: the metrics
-        # of `test_a` and those of `a` would have one name.
-        if task.name.startswith(f"{prefix}_"):
-            raise ValueError(
-                f"Task {task.name!r}: a name that begins with `{prefix}_` does not go with metric_key_prefix="
-                f"{prefix!r}. Give another prefix, or, for `eval`, which is the Trainer's own, rename the task."
-            )

@@ -19,7 +19,8 @@ from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.aggregation import AGGREGATIONS
 from mtl.conflicts import summarize_conflicts
-from mtl.trainer import WEIGHTING_NAME, MTLTrainer
+from mtl.trainer import MTLTrainer
+from mtl.trainer_state import WEIGHTING_NAME
 
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
 

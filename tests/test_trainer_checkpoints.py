@@ -15,7 +15,8 @@ from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.evaluation import evaluate_split, evaluation_of_final_model
 from mtl.metrics import compute_task_metrics
-from mtl.trainer import WEIGHTING_NAME, MTLTrainer
+from mtl.trainer import MTLTrainer
+from mtl.trainer_state import WEIGHTING_NAME
 
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
 

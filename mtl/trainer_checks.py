@@ -1,0 +1,68 @@
+"""What a trainer refuses at the door."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from configuration_mtl import TaskConfig
+from modeling_mtl import MTLModel
+from mtl.adapters import has_adapter
+from mtl.arguments import MTLTrainingArguments
+from mtl.optimization import learning_rates
+from mtl.weighting import WEIGHTINGS
+
+
+def check_arguments(model: MTLModel, args: MTLTrainingArguments, others: Mapping[str, Any]) -> None:
+    """Refuses arguments of a trainer that would have no effect, or stand against each other.
+
+    Args:
+        model: The model.
+        args: The settings.
+        others: The trainer's other arguments by name.
+
+    Raises:
+        ValueError: If there are such arguments.
+    """
+    check_prefix(model.config.tasks, "eval")
+    if args.n_gpu > 1:
+        raise ValueError(
+            f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: counts of labels by task do not "
+            "scatter. Launch one process a GPU: `torchrun --nproc_per_node=<N> ...`."
+        )
+    if others.get("compute_loss_func") is not None:
+        raise ValueError("compute_loss_func would have no effect: the tasks' losses are weighed by `weighting`.")
+    if has_adapter(model) and (args.peft or args.freeze or args.freeze_schedule):
+        raise ValueError(
+            f"The model has an adapter, and peft={args.peft}, freeze={args.freeze!r} or freeze_schedule="
+            f"{args.freeze_schedule} says what else is to learn. Leave these out, or merge the adapter first."
+        )
+    learning_rates(model, args)  # Refuses a `layer_decay` for which the encoder has no layers.
+    kind = WEIGHTINGS.get(args.weighting)
+    if kind is not None and not kind.is_additive and args.gradient_accumulation_steps > 1:
+        raise ValueError(
+            f"weighting={args.weighting!r} needs the losses of the whole step at once, so it does not go with "
+            f"gradient_accumulation_steps={args.gradient_accumulation_steps}. Set that to 1, with a larger batch."
+        )
+    has_optimizer = others.get("optimizers", (None, None))[0] is not None
+    own_rates = args.head_learning_rate is not None or args.layer_decay is not None
+    if has_optimizer and (own_rates or (kind is not None and kind.is_learned)):
+        raise ValueError(
+            f"An optimizer is given, so head_learning_rate={args.head_learning_rate}, layer_decay={args.layer_decay} "
+            f"and weighting={args.weighting!r} would have no effect. Leave them at their defaults, or give no "
+            "optimizer."
+        )
+
+
+def check_prefix(tasks: Sequence[TaskConfig], prefix: str) -> None:
+    """Refuses a prefix of metrics with which two of them would have one name.
+
+    Raises:
+        ValueError: If a task's name begins with it.
+    """
+    for task in tasks:
+        # The Trainer puts the prefix before the name of every metric, but for names that begin with it: the metrics
+        # of `test_a` and those of `a` would have one name.
+        if task.name.startswith(f"{prefix}_"):
+            raise ValueError(
+                f"Task {task.name!r}: a name that begins with `{prefix}_` does not go with metric_key_prefix="
+                f"{prefix!r}. Give another prefix, or, for `eval`, which is the Trainer's own, rename the task."
+            )
