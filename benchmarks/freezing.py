@@ -13,21 +13,16 @@ should do nothing else: beside another busy process torch's threads wait for eac
 import argparse
 import hashlib
 import json
-import os
 import statistics
-import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-# Nothing heavier: on Linux the peak of a process begins at what the one that starts it has held.
-from documents import settings_that_count, write_between, write_json
+from documents import write_json
+from records import add_options, begin, circumstances, in_order, markdown_table, mean_cell, quality_cells, record, show
 
-ROOT = Path(__file__).resolve().parent.parent
-RUN = Path(__file__).resolve().with_name("freezing_run.py")
-BEGIN, END = "<!-- freezing:begin -->", "<!-- freezing:end -->"
+NAME = "freezing"
 STRATEGIES = (
     "none", "lower_layers:2", "lower_layers:4", "backbone", "all",
     "none/none", "none/heads_except:sentiment", "none/backbone",
@@ -36,12 +31,9 @@ FROZEN_BACKBONE_FACTOR = 5.0
 """Fresh heads that train alone bear a higher rate: `head_learning_rate` times this, chosen on validation."""
 CONTINUED_FACTOR = 0.25
 """A trained model is moved less than a fresh one: both learning rates times this."""
-# An evaluation or a checkpoint on the way would be in the time. What a cache of embeddings saves is measured apart, by
-# `embedding_cache.py`; here `backbone` is to be a forward pass a row, like the others.
-COMMON = (
-    "--eval_strategy", "no", "--save_strategy", "no", "--load_best_model_at_end", "false",
-    "--cache_embeddings", "false",
-)  # fmt: skip
+# What a cache of embeddings saves is measured by `embedding_cache.py`; here `backbone` is to be a forward pass a row,
+# like the others.
+WITHOUT_CACHE = ("--cache_embeddings", "false")
 
 
 @dataclass(frozen=True)
@@ -70,27 +62,13 @@ class Job:
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     """Measures what the report does not have yet, or shows the report; returns it."""
     args = _parser().parse_args(argv)
-    if not args.table and args.write is None:
-        return measure(args)
-    report = _read(args.output)
-    if not report["runs"]:
-        raise SystemExit(f"{args.output} has no runs yet. Measure first: leave out --table and --write.")
-    if args.table:
-        print(tables(report))
-    if args.write is not None:
-        write_between(args.write, BEGIN, END, tables(report))
-    return report
+    return show(args, tables, NAME) if args.table or args.write is not None else measure(args)
 
 
 def measure(args: argparse.Namespace) -> dict[str, Any]:
     """Runs the strategies that the report does not have yet, and writes it after each one."""
-    config = settings_that_count(args.settings)
-    settings = {"config": config, "max_steps": args.max_steps, "limit": args.limit}
-    report = _read(args.output)
-    if report["runs"] and report["settings"] != settings:
-        raise SystemExit(f"{args.output} was measured with other settings. Give another --output, or move it away.")
-    report["settings"] = settings
-    jobs = plan(args.strategies, args.repeats, settings, args.work_dir)
+    report = begin(args)
+    jobs = plan(args.strategies, args.repeats, report["settings"], args.work_dir)
     todo = _to_do(jobs, report["runs"])
     print(f"{len(jobs)} trainings, {len(jobs) - len(todo)} of them done before.", flush=True)
     starts = {job.start for job in jobs}
@@ -147,21 +125,10 @@ def _to_do(jobs: Sequence[Job], runs: Sequence[Mapping[str, Any]]) -> list[Job]:
 
 
 def _run(job: Job, args: argparse.Namespace, *, save: bool) -> dict[str, Any]:
-    job.folder.mkdir(parents=True, exist_ok=True)
-    path = job.folder / "record.json"
-    command = [sys.executable, str(RUN), "--record", str(path), *(["--save"] if save else [])]
-    command += ["--limit", str(args.limit)] if args.limit is not None else []
-    command += ["--", str(args.settings), "--output_dir", str(job.folder), "--seed", str(job.seed)]
-    command += ["--freeze", job.strategy.rpartition("/")[2], *job.rates, *COMMON]
-    command += ["--backbone", str(job.start)] if job.start is not None else []
-    command += ["--max_steps", str(args.max_steps)] if args.max_steps is not None else []
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
-    if status != 0:
-        raise SystemExit(f"{job.strategy} stopped with status {status}; what went wrong stands above.")
-    record = json.loads(path.read_text(encoding="utf-8"))
-    return {"strategy": job.strategy, "seed": job.seed, "id": job.folder.name, "rates": list(job.rates), **record}
+    arguments = ["--seed", str(job.seed), "--freeze", job.strategy.rpartition("/")[2], *job.rates, *WITHOUT_CACHE]
+    arguments += ["--backbone", str(job.start)] if job.start is not None else []
+    figures = record(args, job.strategy, job.folder, arguments, save=save)
+    return {"strategy": job.strategy, "seed": job.seed, "id": job.folder.name, "rates": list(job.rates), **figures}
 
 
 def _summary(run: Mapping[str, Any]) -> str:
@@ -172,16 +139,15 @@ def _summary(run: Mapping[str, Any]) -> str:
 
 def tables(report: Mapping[str, Any]) -> str:
     """Returns what the strategies cost and what they reach, as two Markdown tables and a line on the machine."""
-    found = dict.fromkeys(run["strategy"] for run in report["runs"])
-    names = [*(name for name in STRATEGIES if name in found), *(name for name in found if name not in STRATEGIES)]
+    names = in_order(STRATEGIES, [run["strategy"] for run in report["runs"]])
     groups = {name: [run for run in report["runs"] if run["strategy"] == name] for name in names}
     metrics = report["runs"][0]["primary_metrics"]
     full = [run["training"]["seconds"] for run in groups.get("none", [])]
     cost = ["Strategy", "Trained parameters", "Share", "Training, s", "Time to `none`", "Tokens/s", "Peak, MiB"]
     quality = ["Strategy", *(f"{task}, {metric}" for task, metric in metrics.items()), "Score"]
     costs = [_cost_cells(name, runs, full) for name, runs in groups.items()]
-    qualities = [_quality_cells(name, runs, list(metrics)) for name, runs in groups.items()]
-    return "\n\n".join([_table(cost, costs), _table(quality, qualities), _circumstances(report)])
+    qualities = [[f"`{name}`", *quality_cells(runs, list(metrics), ".3f")] for name, runs in groups.items()]
+    return "\n\n".join([markdown_table(cost, costs), markdown_table(quality, qualities), _circumstances(report)])
 
 
 def _cost_cells(name: str, runs: Sequence[Mapping[str, Any]], full: Sequence[float]) -> list[str]:
@@ -192,73 +158,25 @@ def _cost_cells(name: str, runs: Sequence[Mapping[str, Any]], full: Sequence[flo
     ratio = f"{statistics.mean(seconds) / statistics.mean(full):.2f}" if seconds and full else "-"
     speeds = [training["tokens_per_second"] for training in trainings]
     peaks = [run["peak_memory_mib"] for run in runs]
-    figures = [_mean(values, ",.0f") for values in (seconds, speeds, peaks)]
+    figures = [mean_cell(values, ",.0f") for values in (seconds, speeds, peaks)]
     return [f"`{name}`", f"{parameters['trained']:,}", f"{share:.2f} %", figures[0], ratio, *figures[1:]]
 
 
-def _quality_cells(name: str, runs: Sequence[Mapping[str, Any]], tasks: Sequence[str]) -> list[str]:
-    cells = [f"`{name}`"]
-    for task in (*tasks, None):
-        found = [[_figure(run["results"][split], task) for run in runs] for split in ("validation", "test")]
-        # An undefined metric, such as the correlation with a constant, is None.
-        cells.append(" / ".join(_mean([value for value in values if value is not None], ".3f") for values in found))
-    return cells
-
-
-def _figure(result: Mapping[str, Any], task: str | None) -> float | None:
-    return result["score"] if task is None else result["tasks"][task]
-
-
-def _mean(values: Sequence[float], pattern: str) -> str:
-    if not values:
-        return "-"
-    deviation = f" ± {statistics.stdev(values):{pattern}}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):{pattern}}{deviation}"
-
-
-def _table(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [heading, ["---", *["---:"] * (len(heading) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
 def _circumstances(report: Mapping[str, Any]) -> str:
-    runs, limits = report["runs"], report["settings"]
-    rows = " / ".join(f"{runs[0]['results'][split]['rows']:,}" for split in ("validation", "test"))
-    machines = {
-        f"{run['machine']['cpu']}, {run['machine']['threads']} threads, device {run['machine']['device']}, "
-        f"{run['precision']}, torch {run['versions']['torch']}, transformers {run['versions']['transformers']}"
-        for run in runs
-    }
+    runs = report["runs"]
     steps = max((run["training"]["steps"] for run in runs if run["training"]), default=0)
     seeds = len({run["seed"] for run in runs})
     spread = f"Mean ± standard deviation over {seeds} seeds" if seeds > 1 else "One seed"
-    is_trial = limits["max_steps"] is not None or limits["limit"] is not None
-    note = " A trial run: the figures say nothing." if is_trial else ""
-    where = "; ".join(sorted(machines))
-    return f"Quality is validation / test, on {rows} rows. {spread}; steps: {steps:,}. Measured on {where}.{note}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {"runs": []}
+    return circumstances(report, f". {spread}; steps: {steps:,}")
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser, NAME)
     add = parser.add_argument
-    add("--settings", type=_path, default=ROOT / "configs" / "vader.yaml", help="Settings file of the trainings.")
     add("--strategies", nargs="+", default=list(STRATEGIES), help="Which to measure; see above for their form.")
     add("--repeats", type=int, default=1, help="Seeds of each strategy.")
-    add("--max_steps", type=int, help="Steps of each training; as the settings file says if not given.")
-    add("--limit", type=int, help="Rows of each split; all of them if not given.")
-    add("--output", type=_path, default=ROOT / "benchmarks" / "results" / "freezing.json", help="The report.")
-    add("--work_dir", type=_path, default=ROOT / "outputs" / "freezing", help="Where models go.")
-    add("--table", action="store_true", help="Only print the tables.")
-    add("--write", type=_path, metavar="FILE", help="Only put the tables between the markers of this file.")
     return parser
-
-
-def _path(text: str) -> Path:
-    return Path(text).resolve()  # The trainings run in another working directory.
 
 
 if __name__ == "__main__":

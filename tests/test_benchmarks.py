@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import SaveBackbone, ToyRows
+from documents import write_between
 
 ROOT = Path(__file__).resolve().parents[1]
 # By path: another installed package may bring a module `benchmarks`.
@@ -103,7 +104,9 @@ def goes_on_and_shows(run: Run, report: dict[str, Any], tmp_path: Path, capsys: 
     document.write_text((ROOT / "docs" / "transfer.md").read_text(encoding="utf-8"), encoding="utf-8")
     for _ in range(2):
         run("--write", str(document))
-        begin, end = (document.read_text(encoding="utf-8").partition(FREEZING[name])[2] for name in ("BEGIN", "END"))
+        begin, end = (
+            document.read_text(encoding="utf-8").partition(f"<!-- freezing:{name} -->")[2] for name in ("begin", "end")
+        )
         assert begin == f"\n\n{printed.strip()}\n\n{FREEZING['END']}{end}"
 
 
@@ -154,7 +157,7 @@ def test_document_without_markers_is_refused(tmp_path: Path) -> None:
     document = tmp_path / "other.md"
     document.write_text("# No markers\n", encoding="utf-8")
     with pytest.raises(SystemExit, match="lacks the lines"):
-        FREEZING["write_between"](document, FREEZING["BEGIN"], FREEZING["END"], "text")
+        write_between(document, "<!-- freezing:begin -->", "<!-- freezing:end -->", "text")
 
 
 def test_table_of_the_embedded_default(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
