@@ -107,7 +107,7 @@ def goes_on_and_shows(run: Run, report: dict[str, Any], tmp_path: Path, capsys: 
         begin, end = (
             document.read_text(encoding="utf-8").partition(f"<!-- freezing:{name} -->")[2] for name in ("begin", "end")
         )
-        assert begin == f"\n\n{printed.strip()}\n\n{FREEZING['END']}{end}"
+        assert begin == f"\n\n{printed.strip()}\n\n<!-- freezing:end -->{end}"
 
 
 def test_all_frozen_is_evaluated_only(settings_file: Path, tmp_path: Path) -> None:
