@@ -115,7 +115,10 @@ class MTLTrainer(DataTrainer):
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Takes over the tasks, with their weights, of the model of a trial; see `Trainer.call_model_init`."""
         model: Any = super().call_model_init(trial)
+        encoder_key = self.preservation.encoder_key
         self._adopt(model, self.args)
+        self._begin_adapter(model)
+        self.preservation.encoder_key = encoder_key  # The encoder of every trial begins with the same weights.
         if isinstance(self.compute_metrics, EvaluationMetrics):
             self.compute_metrics = EvaluationMetrics(self.tasks)
         before, self.embedding_cache = (

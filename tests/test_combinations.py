@@ -1,0 +1,101 @@
+"""Capabilities used together: what each promises alone still holds beside the others."""
+
+import json
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from checks import training_args
+from conftest import MakeModel, SaveBackbone, ToyRows
+from datasets import DatasetDict
+
+from configuration_mtl import TaskConfig
+from modeling_mtl import MTLModel
+from mtl.search import SearchConfig, search
+from mtl.trainer import MTLTrainer
+from train_trainer import main
+
+Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
+Run = Callable[..., dict[str, Any]]
+STARS = {"name": "stars", "problem_type": "ordinal_classification"}
+
+
+@pytest.fixture
+def run(tmp_path: Path, toy_rows: ToyRows, backbone_dir: SaveBackbone) -> Run:
+    """Gives a function that runs the program on toy rows with ordered stars and partners; returns the report."""
+    backbone = str(backbone_dir("bert"))
+    for split, count, seed in (("train", 48, 0), ("dev", 24, 1)):
+        rows = toy_rows(count, seed)
+        for row, other in zip(rows, rows[::-1], strict=True):
+            row["stars"] = {"negative": 1, "neutral": 2, "positive": 5}.get(row["sentiment"])
+            row["partner"] = f"{other['text']} {split}"
+        (tmp_path / f"{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(tasks: Sequence[dict[str, Any]], source: dict[str, Any], **settings: Any) -> dict[str, Any]:
+        files = {"train": str(tmp_path / "train.jsonl"), "dev": str(tmp_path / "dev.jsonl")}
+        common = {
+            "backbone": backbone, "tasks": list(tasks), "sources": [{"name": "toy", "files": files, **source}],
+            "output_dir": str(tmp_path / "out"), "max_steps": 2, "per_device_train_batch_size": 8, "max_length": 32,
+            "learning_rate": 1e-3, "save_strategy": "no", "test_fraction": 0.0, "logging_steps": 1, "use_cpu": True,
+            "precision": "fp32", "disable_tqdm": True,
+        }  # fmt: skip
+        (tmp_path / "run.yaml").write_text(yaml.safe_dump({**common, **settings}))
+        return main([str(tmp_path / "run.yaml")])
+
+    return run
+
+
+def _search(
+    make: MakeModel, splits: Splits, folder: Path, **training: Any
+) -> tuple[dict[str, Any], list[MTLModel], MTLTrainer]:
+    data, tasks = splits
+    models = []
+
+    def make_model(tasks: Sequence[TaskConfig]) -> MTLModel:
+        models.append(make(tasks=tasks))
+        return models[-1]
+
+    args = training_args(folder, **training)
+    trainer = MTLTrainer(make(tasks=tasks), args, train_dataset=data["train"], eval_dataset=data["validation"])
+    config = SearchConfig(n_trials=2, space={"learning_rate": (1e-3, 1e-2)})
+    return search(trainer, make_model, config), models, trainer
+
+
+def test_each_trial_of_a_search_trains_an_adapter(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    peft = {"peft_type": "LORA", "r": 2, "target_modules": ["query"]}
+    results, models, _ = _search(tiny_model, toy_splits, tmp_path, peft=peft)
+    assert [trial["state"] for trial in results["trials"]] == ["complete"] * 2
+    before = tiny_model(tasks=toy_splits[1]).state_dict()
+    for model in models:
+        # Of the encoder only what the adapter was merged into has moved.
+        state = model.state_dict()
+        moved = {name for name in state if name.startswith("backbone.") and not state[name].equal(before[name])}
+        assert moved
+        assert all(name.endswith("query.weight") for name in moved)
+
+
+def test_each_trial_of_a_search_preserves_the_original(
+    make_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    make = partial(make_model, backbone_dropout=0.0)
+    _, models, trainer = _search(make, toy_splits, tmp_path, preserve_embeddings=1.0)
+    assert len(models) == 2
+    losses = [log["loss_preservation"] for log in trainer.state.log_history if "loss_preservation" in log]
+    assert losses[0] == pytest.approx(0.0, abs=1e-6)  # The second trial, too, begins with the original encoder.
+    assert losses[-1] > 1e-4
+
+
+def test_search_leaves_out_tasks_that_are_kept_without_data(run: Run, tmp_path: Path) -> None:
+    run([{"name": "topic"}, STARS], {"labels": {"topic": "topic", "stars": "stars"}}, output_dir=str(tmp_path / "old"))
+    results = run(
+        [STARS], {"labels": {"stars": "stars"}}, backbone=str(tmp_path / "old"), other_tasks="keep",
+        search={"n_trials": 1, "objectives": "tasks", "space": {"weight": [0.5, 2.0]}},
+    )  # fmt: skip
+    (trial,) = results["trials"]
+    assert trial["state"] == "complete"
+    assert trial["params"].keys() == {"weight_stars"}
+    assert math.isfinite(trial["metrics"]["stars"])
