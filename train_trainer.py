@@ -298,7 +298,7 @@ def search_settings(run: Run) -> dict[str, Any]:
     """Searches learning rates and task weights instead of training once; returns the trials, see `mtl.search`."""
     path = resolve_backbone(run.settings.backbone)
     config = SearchConfig.from_dict(run.settings.search or {})
-    results = search(run.trainer, lambda tasks: load_model(run.settings, path, tuple(tasks)), config)
+    results = search(run.trainer, lambda tasks: load_model(run.settings, path, tuple(tasks)), config, tasks=run.tasks)
     print(f"\n{summary(results)}\nAll trials and the pictures are in {run.output_dir}.")
     return results
 

@@ -105,7 +105,11 @@ def _range(name: str, given: Any) -> tuple[float, float]:
 
 
 def search(
-    trainer: Trainer, make_model: Callable[[Sequence[TaskConfig]], MTLModel], config: SearchConfig
+    trainer: Trainer,
+    make_model: Callable[[Sequence[TaskConfig]], MTLModel],
+    config: SearchConfig,
+    *,
+    tasks: Sequence[TaskConfig] | None = None,
 ) -> dict[str, Any]:
     """Searches, and leaves `search.json` and the pictures in the trainer's `output_dir`.
 
@@ -116,6 +120,8 @@ def search(
         trainer: An `MTLTrainer` with data to train and to evaluate on. It has no model afterwards.
         make_model: Makes the model that a trial starts from, with the tasks it is given, which have their weights.
         config: What is searched.
+        tasks: The tasks whose weights are sampled and whose metrics are the objectives; those of the model if not
+            given. A task that the data has no labels of has no metric, without which a trial would fail.
 
     Returns:
         What `search.json` holds: settings, trials with their parameters and metrics, and the numbers of the best.
@@ -133,7 +139,7 @@ def search(
             f"A search needs rows of validation (found {trainer.eval_dataset is not None}) and one process (found "
             f"{args.world_size}). Give an `eval_dataset`, and start it without torchrun."
         )
-    run = _Search(trainer, make_model, config, tuple(model.config.tasks))
+    run = _Search(trainer, make_model, config, tuple(model.config.tasks if tasks is None else tasks))
     output_dir = Path(str(args.output_dir))
     output_dir.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(output_dir / JOURNAL)))
