@@ -28,7 +28,7 @@ from mtl.rejection import fit_rejection, rejects, with_thresholds
 from mtl.sharded import check_sharding, is_sharding_asked_for
 from mtl.smoothing import label_smoothing
 from mtl.task_losses import TaskLossMeans
-from mtl.trainer_checks import check_arguments, check_prefix
+from mtl.trainer_checks import check_arguments, check_prefix, warn_of_no_effect
 from mtl.trainer_data import DataTrainer
 from mtl.weighting import make_weighting
 from mtl.weighting_callback import WeightingCallback
@@ -71,6 +71,7 @@ class MTLTrainer(DataTrainer):
     ) -> None:
         check_arguments(model, args, kwargs)
         self._schedule = self._adopt(model, args)
+        warn_of_no_effect(model, args)
         tokenizer = kwargs.setdefault("processing_class", model.tokenizer)
         self.averaging = AveragingCallback(args.average_weights)
         self._weighting_callback = WeightingCallback(self.weighting, self._mean_over_ranks, self._initial_losses)

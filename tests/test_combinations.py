@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from checks import training_args
 from conftest import MakeModel, SaveBackbone, ToyRows
@@ -99,3 +100,38 @@ def test_search_leaves_out_tasks_that_are_kept_without_data(run: Run, tmp_path: 
     assert trial["state"] == "complete"
     assert trial["params"].keys() == {"weight_stars"}
     assert math.isfinite(trial["metrics"]["stars"])
+
+
+def test_a_teacher_says_nothing_of_a_row_that_is_out_of_scope(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    task = TaskConfig("topic", labels=("film", "sport"), out_of_scope_label="shop")
+    model = tiny_model(tasks=[task])
+    rows = toy_splits[0]["train"].select_columns(["input_ids"]).select(range(4))
+    rows = rows.add_column("label_topic", [0, -1, -100, -1]).add_column("teacher_topic", [[0.9, 0.1]] * 4)
+    trainer = MTLTrainer(model, training_args(tmp_path), train_dataset=rows)
+    outside = trainer.data_collator([rows[1], rows[3]])
+    assert outside["teachers"]["topic"].isnan().all()
+    trainer.current_gradient_accumulation_steps = 1
+    loss = trainer.compute_loss(model.train(), outside)
+    assert isinstance(loss, torch.Tensor)
+    loss.backward()
+    assert not any(parameter.grad.any() for parameter in model.parameters() if parameter.grad is not None)
+    batch = trainer.data_collator(list(rows))  # A label and a teacher, a teacher alone, and two rows of neither.
+    counts = trainer._get_num_items_in_batch([batch], torch.device("cpu"))
+    assert counts["topic"].item() == 2
+
+
+COMPARED = {"labels": {"topic": "topic", "scored": "valence"}, "compare_with": "partner"}
+SCORED = [{"name": "topic"}, {"name": "scored", "problem_type": "scored_pairs"}]
+
+
+def test_tasks_without_a_head_are_told_what_a_frozen_encoder_means(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    run(SCORED, COMPARED, freeze="backbone")
+    assert "The tasks ['scored'] have no head, and the encoder is frozen" in caplog.text
+    caplog.clear()
+    run(SCORED, COMPARED, freeze_schedule={0: "backbone", 1: "none"}, conflict_steps=1, max_steps=8)
+    assert "the encoder is frozen" not in caplog.text
+    assert "Task gradients on the shared encoder" in caplog.text
+    with pytest.raises(ValueError, match="no task 'scored' with a head; those that have one are \\['topic'\\]"):
+        run(SCORED, COMPARED, freeze="heads:scored")
