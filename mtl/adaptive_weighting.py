@@ -153,7 +153,7 @@ class InitialLossWeighting(FactorWeighting):
         for task in self.tasks:
             loss = losses.get(task.name)
             if loss is None or not 0 < loss < float("inf"):
-                found = "no label in the training rows" if loss is None else f"an initial loss of {loss}"
+                found = "no label or teacher in the training rows" if loss is None else f"an initial loss of {loss}"
                 raise ValueError(
                     f"weighting='initial_loss': task {task.name!r} has {found}, so nothing can be divided by it. Take "
                     "the task out, give it labels, or choose another weighting."

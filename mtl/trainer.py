@@ -24,7 +24,7 @@ from mtl.gradient_balance import ConflictCallback, GradientBalance
 from mtl.initial_losses import initial_losses
 from mtl.optimization import head_rate, learning_rates, set_learning_rates
 from mtl.preservation import PRESERVATION, Preservation, count_rows
-from mtl.rejection import fit_rejection, rejects, with_thresholds
+from mtl.rejection import fit_rejection, tasks_that_reject, with_thresholds
 from mtl.sharded import check_sharding, is_sharding_asked_for
 from mtl.smoothing import label_smoothing
 from mtl.task_losses import TaskLossMeans
@@ -224,7 +224,7 @@ class MTLTrainer(DataTrainer):
         From then on the model, its configuration and every evaluation have them; see `mtl.rejection.fit_rejection`,
         also for what is raised. Without a data set it is `eval_dataset`.
         """
-        chosen = [task for task in self.tasks if rejects(task) and (task_names is None or task.name in task_names)]
+        chosen = tasks_that_reject(self.tasks, task_names)
         rows = self.eval_dataset if dataset is None else dataset
         thresholds = fit_rejection(self, rows, chosen, acceptance=acceptance)
         self.model.config.tasks = with_thresholds(self.tasks, thresholds)
@@ -265,6 +265,8 @@ class MTLTrainer(DataTrainer):
             self.model_wrapped,
             self.train_dataset,
             self.tasks,
+            distillation=self.distillation,
+            max_steps=self.state.max_steps,
             collate=self.data_collator,
             prepare=self._prepare_inputs,
             context=self.compute_loss_context_manager,

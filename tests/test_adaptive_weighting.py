@@ -148,7 +148,7 @@ def test_initial_loss_by_hand() -> None:
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
-        ({"topic": 1.0}, "task 'valence' has no label in the training rows"),
+        ({"topic": 1.0}, "task 'valence' has no label or teacher in the training rows"),
         ({"topic": 0.0, "valence": 1.0}, "task 'topic' has an initial loss of 0.0"),
         ({"topic": math.nan, "valence": 1.0}, "task 'topic' has an initial loss of nan"),
         ({"topic": math.inf, "valence": 1.0}, "task 'topic' has an initial loss of inf"),

@@ -12,9 +12,10 @@ import torch
 import yaml
 from checks import training_args
 from conftest import MakeModel, SaveBackbone, ToyRows
-from datasets import DatasetDict
+from datasets import Dataset, DatasetDict
 
-from configuration_mtl import TaskConfig
+import merge_models
+from configuration_mtl import IGNORE_INDEX, TaskConfig
 from modeling_mtl import MTLModel
 from mtl.search import SearchConfig, search
 from mtl.trainer import MTLTrainer
@@ -135,3 +136,42 @@ def test_tasks_without_a_head_are_told_what_a_frozen_encoder_means(run: Run, cap
     assert "Task gradients on the shared encoder" in caplog.text
     with pytest.raises(ValueError, match="no task 'scored' with a head; those that have one are \\['topic'\\]"):
         run(SCORED, COMPARED, freeze="heads:scored")
+
+
+def test_initial_loss_is_of_labels_and_teachers(tiny_model: MakeModel, tmp_path: Path) -> None:
+    task = TaskConfig("topic", labels=("film", "sport"))
+    rows = Dataset.from_dict(
+        {
+            "input_ids": [[2, 7, 3], [2, 8, 9, 3], [2, 3]],
+            "label_topic": [0, IGNORE_INDEX, IGNORE_INDEX],
+            "teacher_topic": [[0.9, 0.1], [0.2, 0.8], [math.nan, math.nan]],
+        }
+    )
+    model = tiny_model(tasks=[task])
+    args = training_args(tmp_path, weighting="initial_loss", gold_share=0.25, max_steps=1, learning_rate=0.0)
+    trainer = MTLTrainer(model, args, train_dataset=rows)
+    trainer.train()
+    with torch.no_grad():
+        logs = [
+            model.eval()(input_ids=torch.tensor([ids])).logits["topic"].log_softmax(-1)[0] for ids in rows["input_ids"]
+        ]
+    mixed = -0.25 * logs[0][0] - 0.75 * (0.9 * logs[0][0] + 0.1 * logs[0][1])  # A label and a teacher.
+    taught = -(0.2 * logs[1][0] + 0.8 * logs[1][1])  # A teacher alone.
+    expected = 2.0 / (mixed + taught).item()
+    assert trainer.weighting.current_weights() == {"topic": pytest.approx(expected, rel=1e-5)}
+    log = next(entry for entry in trainer.state.log_history if "loss" in entry)
+    assert "teacher_loss_topic" in log
+
+
+def test_settings_without_effect_are_refused(run: Run, tiny_model: MakeModel, tmp_path: Path) -> None:
+    topic = {"labels": {"topic": "topic"}}
+    with pytest.raises(ValueError, match="fit_rejection=True has no effect"):
+        run([{"name": "topic"}], topic, fit_rejection=True)
+    with pytest.raises(ValueError, match=r"\['weight_topic'\] are sampled, but weighting='equal' gives"):
+        run([{"name": "topic"}], topic, weighting="equal", search={"n_trials": 1})
+    trainer = MTLTrainer(tiny_model(), training_args(tmp_path))
+    with pytest.raises(ValueError, match=r"\['topik'\] are no tasks with an `out_of_scope_label`"):
+        trainer.fit_rejection(task_names=["topik"])
+    for name, value in (("label_smoothing_factor", "0.1"), ("teacher_annealing", "true"), ("gold_share", "0.2")):
+        with pytest.raises(ValueError, match=f"{name}=.* has no effect in merge_models.py: nothing learns"):
+            merge_models.main(["--teachers", "a=b", "--texts", "t.txt", f"--{name}", value, "--use_cpu", "true"])
