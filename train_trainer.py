@@ -215,7 +215,13 @@ def assemble(
         _replace_progress(trainer, tasks)
     run = Run(settings, trainer, splits, _with_thresholds_of(trainer, tasks), truncated)
     if settings.search is None:  # A search fits no threshold.
-        check_rejection_data(_tasks_to_fit(run), splits.get("validation"), settings.rejection_acceptance)
+        to_fit = _tasks_to_fit(run)
+        if settings.fit_rejection and not to_fit:
+            raise ValueError(
+                "fit_rejection=True has no effect: no task has an `out_of_scope_label` without a "
+                "`rejection_threshold` of the settings. Give a task one, or leave it out."
+            )
+        check_rejection_data(to_fit, splits.get("validation"), settings.rejection_acceptance)
     return run
 
 

@@ -128,7 +128,8 @@ def search(
 
     Raises:
         ImportError: If optuna or matplotlib is not installed.
-        ValueError: If there is nothing to evaluate on, several processes run, or the folder has another search.
+        ValueError: If there is nothing to evaluate on, several processes run, the folder has another search, or
+            weights are sampled that have no effect.
     """
     optuna = optional_module("optuna")
     optional_module("matplotlib")
@@ -181,10 +182,20 @@ class _Search:
     ) -> None:
         self.trainer, self.make_model, self.config, self.tasks = trainer, make_model, config, tasks
         self.ranges = config.ranges(tasks)
+        self._check_weights()
         self.metrics = {task.name: PRIMARY_METRIC[task.problem_type] for task in tasks}
         names = ["score"] if config.objectives == "score" else list(self.metrics.values())
         self.directions = ["minimize" if name in LOWER_IS_BETTER else "maximize" for name in names]
         self.trial: Any = None
+
+    def _check_weights(self) -> None:
+        args: Any = self.trainer.args
+        weights = [name for name in self.ranges if name not in RATES]
+        if weights and args.weighting == "equal":
+            raise ValueError(
+                f"search: {weights} are sampled, but weighting='equal' gives the weights of the tasks no effect. "
+                "Leave them out of `space`, or choose another weighting, such as 'fixed'."
+            )
 
     def settings(self) -> dict[str, Any]:
         """Returns what makes trials comparable, as JSON-ready values."""
