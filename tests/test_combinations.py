@@ -175,3 +175,18 @@ def test_settings_without_effect_are_refused(run: Run, tiny_model: MakeModel, tm
     for name, value in (("label_smoothing_factor", "0.1"), ("teacher_annealing", "true"), ("gold_share", "0.2")):
         with pytest.raises(ValueError, match=f"{name}=.* has no effect in merge_models.py: nothing learns"):
             merge_models.main(["--teachers", "a=b", "--texts", "t.txt", f"--{name}", value, "--use_cpu", "true"])
+
+
+def test_a_saved_task_that_rejects_is_told_from_one_with_a_class_more(run: Run, tmp_path: Path) -> None:
+    source = {"labels": {"topic": "topic"}}
+    run([{"name": "topic", "out_of_scope_label": "shop"}], source, output_dir=str(tmp_path / "old"))
+    with pytest.raises(ValueError, match="It has `out_of_scope_label: shop`, the settings None"):
+        run([{"name": "topic"}], source, backbone=str(tmp_path / "old"))
+
+
+def test_a_run_is_not_resumed_with_another_share_of_its_teachers(run: Run) -> None:
+    settings = {"save_strategy": "steps", "save_steps": 1}
+    run([{"name": "topic"}], {"labels": {"topic": "topic"}}, **settings)
+    with pytest.raises(ValueError, match="cannot be resumed from: its gold_share is 0.5, that of this run 0.25"):
+        run([{"name": "topic"}], {"labels": {"topic": "topic"}}, **settings, gold_share=0.25,
+            resume_from_checkpoint="true")  # fmt: skip
