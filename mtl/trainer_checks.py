@@ -63,12 +63,9 @@ def warn_of_no_effect(model: MTLModel, args: MTLTrainingArguments) -> None:
         args: The settings.
     """
     names = [task.name for task in model.config.tasks if not task.has_head]
-    learns = any(parameter.requires_grad for parameter in model.backbone.parameters())
-    if (
-        names
-        and not (learns or args.peft or args.freeze_schedule)
-        and any(p.requires_grad for p in model.parameters())
-    ):
+    encoder_learns = any(parameter.requires_grad for parameter in model.backbone.parameters())
+    encoder_learns |= bool(args.peft or args.freeze_schedule)
+    if names and not encoder_learns and any(parameter.requires_grad for parameter in model.parameters()):
         logger.warning(
             "The tasks %s have no head, and the encoder is frozen: they are measured, but learn nothing.", names
         )
