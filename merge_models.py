@@ -113,6 +113,7 @@ def set_up(argv: Sequence[str]) -> tuple[Run, list[Teacher]]:
     """Reads the settings, asks the teachers, and puts model and data into a trainer."""
     settings, args = parse_settings_of(MergeSettings, argv, program=PROGRAM)
     set_up_logging(args)
+    _refuse_settings_of_labels(args)
     resolve_backbone(settings.backbone)  # A package that is missing is told before anything is read.
     teachers = [
         load_classifier_teacher(task, name, trust_remote_code=settings.trust_remote_code, device=args.device)
@@ -126,6 +127,15 @@ def set_up(argv: Sequence[str]) -> tuple[Run, list[Teacher]]:
     settings.tasks = [JsonObject(task.to_dict()) for task in tasks]
     set_seed(args.seed)  # The fresh heads are drawn before the trainer sets the seed.
     return assemble(settings, args, with_decisions(DatasetDict(taught), tasks), tasks), teachers
+
+
+def _refuse_settings_of_labels(args: MTLTrainingArguments) -> None:
+    for name, without_effect in (("label_smoothing_factor", 0.0), ("teacher_annealing", False), ("gold_share", 0.5)):
+        if getattr(args, name) != without_effect:
+            raise ValueError(
+                f"{name}={getattr(args, name)} has no effect in {PROGRAM}: nothing learns from labels. Leave it "
+                "out, or use columns of teachers in `train_trainer.py`."
+            )
 
 
 def load_texts(settings: MergeSettings, args: MTLTrainingArguments, tasks: Sequence[TaskConfig]) -> DatasetDict:

@@ -215,7 +215,13 @@ def assemble(
         _replace_progress(trainer, tasks)
     run = Run(settings, trainer, splits, _with_thresholds_of(trainer, tasks), truncated)
     if settings.search is None:  # A search fits no threshold.
-        check_rejection_data(_tasks_to_fit(run), splits.get("validation"), settings.rejection_acceptance)
+        to_fit = _tasks_to_fit(run)
+        if settings.fit_rejection and not to_fit:
+            raise ValueError(
+                "fit_rejection=True has no effect: no task has an `out_of_scope_label` without a "
+                "`rejection_threshold` of the settings. Give a task one, or leave it out."
+            )
+        check_rejection_data(to_fit, splits.get("validation"), settings.rejection_acceptance)
     return run
 
 
@@ -298,7 +304,7 @@ def search_settings(run: Run) -> dict[str, Any]:
     """Searches learning rates and task weights instead of training once; returns the trials, see `mtl.search`."""
     path = resolve_backbone(run.settings.backbone)
     config = SearchConfig.from_dict(run.settings.search or {})
-    results = search(run.trainer, lambda tasks: load_model(run.settings, path, tuple(tasks)), config)
+    results = search(run.trainer, lambda tasks: load_model(run.settings, path, tuple(tasks)), config, tasks=run.tasks)
     print(f"\n{summary(results)}\nAll trials and the pictures are in {run.output_dir}.")
     return results
 

@@ -33,19 +33,27 @@ class AdapterTrainer(Trainer):
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Adds the adapter, trains, and merges it; see `Trainer.train`."""
-        settings, model = getattr(self.args, "peft", None), self._multi_task_model()
-        if settings is None:
+        if getattr(self.args, "peft", None) is None:
             return super().train(resume_from_checkpoint, *args, **kwargs)
-        if not has_adapter(model):  # A training that was interrupted has left its own.
-            add_adapter(model, settings)
-        self.freezing = adapter_parameters(model, str(settings["peft_type"]))
+        if self.model_init is None:  # Else the model is made in the call below.
+            self._begin_adapter(self._multi_task_model())
         output = super().train(resume_from_checkpoint, *args, **kwargs)
+        model = self._multi_task_model()
         if getattr(self.args, "save_adapter", False) and self.args.should_save:
             save_adapter(model, Path(str(self.args.output_dir), ADAPTER_FOLDER))
         merge_adapter(model)
         # Both hold the weights of the adapter, which is no more.
         self.model_wrapped, self.optimizer = model, None
         return output
+
+    def _begin_adapter(self, model: MTLModel) -> None:
+        """Puts the adapter of the settings, if there is one, into a model that is about to train."""
+        settings = getattr(self.args, "peft", None)
+        if settings is None:
+            return
+        if not has_adapter(model):  # A training that was interrupted has left its own.
+            add_adapter(model, settings)
+        self.freezing = adapter_parameters(model, str(settings["peft_type"]))
 
     def _multi_task_model(self) -> MTLModel:
         model: Any = self.model

@@ -90,7 +90,10 @@ class RandomWeighting(FactorWeighting):
 
 
 class GeometricMeanWeighting(LossWeighting):
-    """Geometric mean of the losses of the tasks that have labels in the step.
+    """Geometric mean of the losses above 0 of the tasks that have labels in the step.
+
+    A loss of exactly 0, as the margin of triplets has when all keep it, has no gradient; as a factor it would also
+    take away that of all other tasks, so it is left out as a task without labels is.
 
     The static weights are exponents: the mean is exp(sum of w log L / sum of w). So that the gradient is exact over
     processes, each loss gets the derivative of the mean by it as a factor; the terms still add up to the mean.
@@ -111,7 +114,7 @@ class GeometricMeanWeighting(LossWeighting):
         factors = self.static
         if self.training:
             losses = self.reduce_mean(self._vector(task_losses).detach())  # (tasks,)
-            factors = self._factors = self._derivatives(losses, self._vector(num_items) > 0)
+            factors = self._factors = self._derivatives(losses, (self._vector(num_items) > 0) & (losses > 0))
         return {
             task.name: factor * task_losses[task.name]
             for task, factor in zip(self.tasks, factors.unbind(), strict=True)
@@ -120,7 +123,7 @@ class GeometricMeanWeighting(LossWeighting):
     def _derivatives(self, losses: Tensor, present: Tensor) -> Tensor:
         exponents = self.static * present
         exponents = exponents / exponents.sum().clamp(min=torch.finfo(losses.dtype).tiny)
-        losses = torch.where(present, losses, 1.0).clamp(min=torch.finfo(losses.dtype).tiny)  # A loss may reach 0.
+        losses = torch.where(present, losses, 1.0)
         return exponents * torch.exp((exponents * losses.log()).sum()) / losses  # (tasks,)
 
     def current_weights(self) -> dict[str, float]:
@@ -150,7 +153,7 @@ class InitialLossWeighting(FactorWeighting):
         for task in self.tasks:
             loss = losses.get(task.name)
             if loss is None or not 0 < loss < float("inf"):
-                found = "no label in the training rows" if loss is None else f"an initial loss of {loss}"
+                found = "no label or teacher in the training rows" if loss is None else f"an initial loss of {loss}"
                 raise ValueError(
                     f"weighting='initial_loss': task {task.name!r} has {found}, so nothing can be divided by it. Take "
                     "the task out, give it labels, or choose another weighting."

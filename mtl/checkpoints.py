@@ -103,9 +103,10 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
         )  # fmt: skip
         settings.setdefault("aggregation", "none")  # Of a run before there was another.
         pairs.append(({key: settings.get(key) for key in keys}, {key: now.get(key) for key in keys}))
-        # Absent from checkpoints of before there were mixtures.
-        sampling = [key for key in ("mixture", "homogeneous_batches") if key in settings]
-        pairs.append(({key: settings[key] for key in sampling}, {key: now[key] for key in sampling}))
+        # Absent from checkpoints of before there were mixtures and teachers.
+        later = ("mixture", "homogeneous_batches", "distillation_temperature", "teacher_annealing", "gold_share")
+        present = [key for key in later if key in settings]
+        pairs.append(({key: settings[key] for key in present}, {key: now[key] for key in present}))
         for key in ("learning_rate", "head_learning_rate"):
             if settings.get(key) != now.get(key):
                 logger.warning("%s stays %s, as in %s.", key, settings.get(key), checkpoint)

@@ -9,7 +9,15 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from configuration_mtl import FURTHER_TEXTS, IGNORE_INDEX, INTEGER_LABEL_TYPES, REGRESSION, SCORED_PAIRS, TaskConfig
+from configuration_mtl import (
+    FURTHER_TEXTS,
+    IGNORE_INDEX,
+    INTEGER_LABEL_TYPES,
+    OUT_OF_SCOPE_INDEX,
+    REGRESSION,
+    SCORED_PAIRS,
+    TaskConfig,
+)
 from mtl.labels import label_column
 from mtl.sources import FURTHER_COLUMNS
 from mtl.teacher_columns import teacher_column
@@ -44,7 +52,8 @@ class MTLCollator:
     each, and `partners`, (B, 2): the row in `others` of an example's second and third text, -1 for none.
 
     Where examples have columns of teachers or of original embeddings (see `mtl.distillation`, `mtl.preservation`), a
-    batch has `teachers`, (B, C) float32 with nan for each such task, and `original_embeddings`, (B, H).
+    batch has `teachers`, (B, C) float32 with nan for each such task, and `original_embeddings`, (B, H). Of a row that
+    is out of scope a teacher, who knows the classes alone, says nothing.
 
     Args:
         tokenizer: The tokenizer; says with what, and on which side, to pad.
@@ -79,7 +88,7 @@ class MTLCollator:
         batch["labels"] = {task.name: _label_tensor(task, examples) for task in self.tasks}
         if any(task.problem_type in FURTHER_TEXTS for task in self.tasks):
             batch["others"], batch["partners"] = self._further(examples)
-        return {**batch, **_guidance(self.tasks, examples)}
+        return {**batch, **_guidance(self.tasks, examples, batch["labels"])}
 
     @property
     def input_names(self) -> list[str]:
@@ -132,19 +141,24 @@ def _label_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]]) -> Te
     return torch.from_numpy(np.asarray(values, dtype=np.int64 if is_integer else np.float32))  # (B,) or (B, C)
 
 
-def _guidance(tasks: Sequence[TaskConfig], examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _guidance(
+    tasks: Sequence[TaskConfig], examples: Sequence[Mapping[str, Any]], labels: Mapping[str, Tensor]
+) -> dict[str, Any]:
     # The rows of a data set have the same columns, so all its batches have the same keys.
     taught = [task for task in tasks if teacher_column(task.name) in examples[0]]
     guidance: dict[str, Any] = {}
     if taught:
-        guidance[TEACHERS] = {task.name: _teacher_tensor(task, examples) for task in taught}
+        guidance[TEACHERS] = {task.name: _teacher_tensor(task, examples, labels[task.name]) for task in taught}
     if ORIGINAL_COLUMN in examples[0]:
         vectors = np.asarray([example[ORIGINAL_COLUMN] for example in examples], dtype=np.float32)
         guidance[ORIGINALS] = torch.from_numpy(vectors)  # (B, H)
     return guidance
 
 
-def _teacher_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]]) -> Tensor:
+def _teacher_tensor(task: TaskConfig, examples: Sequence[Mapping[str, Any]], labels: Tensor) -> Tensor:
     column, width = teacher_column(task.name), task.num_labels or 1
     says = [np.full(width, np.nan) if example.get(column) is None else example[column] for example in examples]
-    return torch.from_numpy(np.stack([np.asarray(cell, dtype=np.float32).reshape(width) for cell in says]))  # (B, C)
+    cells = np.stack([np.asarray(cell, dtype=np.float32).reshape(width) for cell in says])  # (B, C)
+    if task.out_of_scope_label is not None:
+        cells[(labels == OUT_OF_SCOPE_INDEX).numpy()] = np.nan
+    return torch.from_numpy(cells)

@@ -95,7 +95,9 @@ def _frozen_modules(model: MTLModel, part: str, setting: str) -> tuple[str, ...]
         named = [name.strip() for name in argument.split(",")]
         for name in named:
             if name not in heads:
-                raise ValueError(f"freeze={setting!r}: there is no task {name!r}; the model has {heads}.")
+                raise ValueError(
+                    f"freeze={setting!r}: there is no task {name!r} with a head; those that have one are {heads}."
+                )
         chosen = named if kind == "heads" else [name for name in heads if name not in named]
         return tuple(f"heads.{name}" for name in chosen)
     if kind == "lower_layers" and argument.isdecimal():

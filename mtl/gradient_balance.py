@@ -57,7 +57,7 @@ class GradientBalance:
             without_weight=without_weight,
             reduce_mean=(lambda tensor: accelerator.reduce(tensor, reduction="mean")) if several else None,
         )
-        if not self.gradients.shared_parameters():
+        if not self.gradients.shared_parameters() and args.freeze_schedule is None:  # Which may free it later.
             _tell_frozen(args)
 
     def _is_due(self, step: int) -> bool:

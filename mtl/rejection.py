@@ -29,6 +29,19 @@ def rejects(task: TaskConfig) -> bool:
     return task.out_of_scope_label is not None
 
 
+def tasks_that_reject(tasks: Sequence[TaskConfig], names: Sequence[str] | None = None) -> list[TaskConfig]:
+    """Returns the tasks that have an `out_of_scope_label`, or those of them that are named.
+
+    Raises:
+        ValueError: If a name is that of no such task.
+    """
+    known = {task.name: task for task in tasks if rejects(task)}
+    unknown = [name for name in names or () if name not in known]
+    if unknown:
+        raise ValueError(f"{unknown} are no tasks with an `out_of_scope_label`; those with one are {list(known)}.")
+    return [task for name, task in known.items() if names is None or name in names]
+
+
 def rejection_metrics(task: TaskConfig, logits: npt.NDArray, labels: npt.NDArray) -> dict[str, float]:
     """Measures how well a head tells out-of-scope rows from others.
 

@@ -77,9 +77,11 @@ def _check_meaning(settings: RunSettings, path: str, config: Any, wanted: Mappin
         if task.name in wanted and (task.has_head or wanted[task.name].has_head):
             saved_head, head = head_meaning(task.to_dict()), head_meaning(wanted[task.name].to_dict())
             if saved_head != head:
+                outside, given = task.out_of_scope_label, wanted[task.name].out_of_scope_label
+                hint = "" if outside == given else f" It has `out_of_scope_label: {outside}`, the settings {given!r}."
                 raise ValueError(
                     f"The model {path!r} has the head {saved_head}, the settings ask for {head}. Set them alike, or "
-                    "give the new task another name."
+                    f"give the new task another name.{hint}"
                 )
     for name in ("pooling", "normalize_for_heads"):
         saved_value, value = getattr(config, name), getattr(settings, name)

@@ -105,7 +105,11 @@ def _range(name: str, given: Any) -> tuple[float, float]:
 
 
 def search(
-    trainer: Trainer, make_model: Callable[[Sequence[TaskConfig]], MTLModel], config: SearchConfig
+    trainer: Trainer,
+    make_model: Callable[[Sequence[TaskConfig]], MTLModel],
+    config: SearchConfig,
+    *,
+    tasks: Sequence[TaskConfig] | None = None,
 ) -> dict[str, Any]:
     """Searches, and leaves `search.json` and the pictures in the trainer's `output_dir`.
 
@@ -116,13 +120,16 @@ def search(
         trainer: An `MTLTrainer` with data to train and to evaluate on. It has no model afterwards.
         make_model: Makes the model that a trial starts from, with the tasks it is given, which have their weights.
         config: What is searched.
+        tasks: The tasks whose weights are sampled and whose metrics are the objectives; those of the model if not
+            given. A task that the data has no labels of has no metric, without which a trial would fail.
 
     Returns:
         What `search.json` holds: settings, trials with their parameters and metrics, and the numbers of the best.
 
     Raises:
         ImportError: If optuna or matplotlib is not installed.
-        ValueError: If there is nothing to evaluate on, several processes run, or the folder has another search.
+        ValueError: If there is nothing to evaluate on, several processes run, the folder has another search, or
+            weights are sampled that have no effect.
     """
     optuna = optional_module("optuna")
     optional_module("matplotlib")
@@ -133,7 +140,7 @@ def search(
             f"A search needs rows of validation (found {trainer.eval_dataset is not None}) and one process (found "
             f"{args.world_size}). Give an `eval_dataset`, and start it without torchrun."
         )
-    run = _Search(trainer, make_model, config, tuple(model.config.tasks))
+    run = _Search(trainer, make_model, config, tuple(model.config.tasks if tasks is None else tasks))
     output_dir = Path(str(args.output_dir))
     output_dir.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(output_dir / JOURNAL)))
@@ -175,10 +182,20 @@ class _Search:
     ) -> None:
         self.trainer, self.make_model, self.config, self.tasks = trainer, make_model, config, tasks
         self.ranges = config.ranges(tasks)
+        self._check_weights()
         self.metrics = {task.name: PRIMARY_METRIC[task.problem_type] for task in tasks}
         names = ["score"] if config.objectives == "score" else list(self.metrics.values())
         self.directions = ["minimize" if name in LOWER_IS_BETTER else "maximize" for name in names]
         self.trial: Any = None
+
+    def _check_weights(self) -> None:
+        args: Any = self.trainer.args
+        weights = [name for name in self.ranges if name not in RATES]
+        if weights and args.weighting == "equal":
+            raise ValueError(
+                f"search: {weights} are sampled, but weighting='equal' gives the weights of the tasks no effect. "
+                "Leave them out of `space`, or choose another weighting, such as 'fixed'."
+            )
 
     def settings(self) -> dict[str, Any]:
         """Returns what makes trials comparable, as JSON-ready values."""

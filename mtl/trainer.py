@@ -24,11 +24,11 @@ from mtl.gradient_balance import ConflictCallback, GradientBalance
 from mtl.initial_losses import initial_losses
 from mtl.optimization import head_rate, learning_rates, set_learning_rates
 from mtl.preservation import PRESERVATION, Preservation, count_rows
-from mtl.rejection import fit_rejection, rejects, with_thresholds
+from mtl.rejection import fit_rejection, tasks_that_reject, with_thresholds
 from mtl.sharded import check_sharding, is_sharding_asked_for
 from mtl.smoothing import label_smoothing
 from mtl.task_losses import TaskLossMeans
-from mtl.trainer_checks import check_arguments, check_prefix
+from mtl.trainer_checks import check_arguments, check_prefix, warn_of_no_effect
 from mtl.trainer_data import DataTrainer
 from mtl.weighting import make_weighting
 from mtl.weighting_callback import WeightingCallback
@@ -71,6 +71,7 @@ class MTLTrainer(DataTrainer):
     ) -> None:
         check_arguments(model, args, kwargs)
         self._schedule = self._adopt(model, args)
+        warn_of_no_effect(model, args)
         tokenizer = kwargs.setdefault("processing_class", model.tokenizer)
         self.averaging = AveragingCallback(args.average_weights)
         self._weighting_callback = WeightingCallback(self.weighting, self._mean_over_ranks, self._initial_losses)
@@ -115,7 +116,10 @@ class MTLTrainer(DataTrainer):
     def call_model_init(self, trial: Any = None) -> nn.Module:
         """Takes over the tasks, with their weights, of the model of a trial; see `Trainer.call_model_init`."""
         model: Any = super().call_model_init(trial)
+        encoder_key = self.preservation.encoder_key
         self._adopt(model, self.args)
+        self._begin_adapter(model)
+        self.preservation.encoder_key = encoder_key  # The encoder of every trial begins with the same weights.
         if isinstance(self.compute_metrics, EvaluationMetrics):
             self.compute_metrics = EvaluationMetrics(self.tasks)
         before, self.embedding_cache = (
@@ -220,7 +224,7 @@ class MTLTrainer(DataTrainer):
         From then on the model, its configuration and every evaluation have them; see `mtl.rejection.fit_rejection`,
         also for what is raised. Without a data set it is `eval_dataset`.
         """
-        chosen = [task for task in self.tasks if rejects(task) and (task_names is None or task.name in task_names)]
+        chosen = tasks_that_reject(self.tasks, task_names)
         rows = self.eval_dataset if dataset is None else dataset
         thresholds = fit_rejection(self, rows, chosen, acceptance=acceptance)
         self.model.config.tasks = with_thresholds(self.tasks, thresholds)
@@ -261,6 +265,8 @@ class MTLTrainer(DataTrainer):
             self.model_wrapped,
             self.train_dataset,
             self.tasks,
+            distillation=self.distillation,
+            max_steps=self.state.max_steps,
             collate=self.data_collator,
             prepare=self._prepare_inputs,
             context=self.compute_loss_context_manager,

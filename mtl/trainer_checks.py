@@ -1,5 +1,6 @@
 """What a trainer refuses at the door."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from mtl.adapters import has_adapter
 from mtl.arguments import MTLTrainingArguments
 from mtl.optimization import learning_rates
 from mtl.weighting import WEIGHTINGS
+
+logger = logging.getLogger(__name__)
 
 
 def check_arguments(model: MTLModel, args: MTLTrainingArguments, others: Mapping[str, Any]) -> None:
@@ -49,6 +52,22 @@ def check_arguments(model: MTLModel, args: MTLTrainingArguments, others: Mapping
             f"An optimizer is given, so head_learning_rate={args.head_learning_rate}, layer_decay={args.layer_decay} "
             f"and weighting={args.weighting!r} would have no effect. Leave them at their defaults, or give no "
             "optimizer."
+        )
+
+
+def warn_of_no_effect(model: MTLModel, args: MTLTrainingArguments) -> None:
+    """Tells which tasks would train the encoder alone while it is frozen, and so learn nothing.
+
+    Args:
+        model: The model, frozen as it trains.
+        args: The settings.
+    """
+    names = [task.name for task in model.config.tasks if not task.has_head]
+    encoder_learns = any(parameter.requires_grad for parameter in model.backbone.parameters())
+    encoder_learns |= bool(args.peft or args.freeze_schedule)
+    if names and not encoder_learns and any(parameter.requires_grad for parameter in model.parameters()):
+        logger.warning(
+            "The tasks %s have no head, and the encoder is frozen: they are measured, but learn nothing.", names
         )
 
 

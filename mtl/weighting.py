@@ -70,7 +70,7 @@ class UncertaintyWeighting(LossWeighting):
 
     @staticmethod
     def _factor(task: TaskConfig) -> float:
-        return 0.5 if task.problem_type == REGRESSION else 1.0
+        return 0.5 if task.problem_type == REGRESSION or task.loss == "cosine" else 1.0  # Of squared errors.
 
 
 WEIGHTINGS: dict[str, type[LossWeighting]] = {

@@ -117,7 +117,10 @@ def test_geometric_mean_is_that_of_torchjd_and_leaves_out_what_has_no_label() ->
     assert two.item() == pytest.approx((0.5 * 0.2) ** 0.5, rel=1e-6)
     assert weighting.current_weights()["b"] == 0.0
     assert weighting(vectors(EVEN, 0.0, 0.0, 0.0), vectors(EVEN, 0, 0, 0)).item() == 0.0
-    assert math.isfinite(weighting(vectors(EVEN, 0.0, 1.0, 1.0), vectors(EVEN, 8, 8, 8)).item())
+    # The margin of a triplet that is kept is a loss of 0, which takes nothing away from the other tasks.
+    others = weighting(vectors(EVEN, 0.0, 0.8, 0.2), vectors(EVEN, 8, 8, 8))
+    assert others.item() == pytest.approx(0.4, rel=1e-6)
+    assert weighting.current_weights() == pytest.approx({"a": 0.0, "b": 0.25, "c": 1.0}, rel=1e-6)  # 0.4 / (2 L).
 
 
 def test_geometric_mean_is_of_the_losses_of_all_processes() -> None:
@@ -145,7 +148,7 @@ def test_initial_loss_by_hand() -> None:
 @pytest.mark.parametrize(
     ("losses", "message"),
     [
-        ({"topic": 1.0}, "task 'valence' has no label in the training rows"),
+        ({"topic": 1.0}, "task 'valence' has no label or teacher in the training rows"),
         ({"topic": 0.0, "valence": 1.0}, "task 'topic' has an initial loss of 0.0"),
         ({"topic": math.nan, "valence": 1.0}, "task 'topic' has an initial loss of nan"),
         ({"topic": math.inf, "valence": 1.0}, "task 'topic' has an initial loss of inf"),

@@ -125,7 +125,7 @@ def test_lower_layers_of_every_backbone(model_type: str, tiny_model: MakeModel) 
         ("backbones", "freeze='backbones' is not a setting"),
         ("backbone:1", "is not a setting"),
         ("heads:", "is not a setting"),
-        ("heads:topik", "there is no task 'topik'; the model has"),
+        ("heads:topik", "there is no task 'topik' with a head; those that have one are"),
         ("heads_except:topik", "there is no task 'topik'"),
         ("lower_layers:x", "is not a setting"),
         ("lower_layers:3", "has only 2 layers"),

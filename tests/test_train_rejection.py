@@ -48,6 +48,7 @@ def write_settings(tmp_path: Path, toy_rows: ToyRows, backbone_dir: SaveBackbone
             "eval_strategy": "epoch",
             "save_strategy": "no",
             "max_length": 32,
+            "precision": "fp32",  # In which `predict` computes; in bf16 rows near the threshold may fall otherwise.
             "use_cpu": True,
         }
         path = tmp_path / "run.yaml"

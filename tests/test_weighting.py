@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from configuration_mtl import REGRESSION, TaskConfig
+from configuration_mtl import REGRESSION, SCORED_PAIRS, TaskConfig
 from mtl.weighting import WEIGHTINGS, EqualWeighting, FixedWeighting, UncertaintyWeighting, make_weighting
 
 TASKS = (TaskConfig("topic", num_labels=3, weight=2.0), TaskConfig("valence", REGRESSION))
@@ -26,6 +26,11 @@ def test_uncertainty_starts_at_unit_variance() -> None:
     weighting = UncertaintyWeighting(TASKS)
     assert weighting(LOSSES, COUNTS).item() == pytest.approx(2.0 * 0.5 + 3.0 / 2)
     assert weighting.current_weights() == {"topic": 2.0, "valence": 0.5}
+
+
+def test_uncertainty_halves_the_squared_error_of_cosines_too() -> None:
+    pairs = (TaskConfig("scored", SCORED_PAIRS, loss="cosine"), TaskConfig("ranked", SCORED_PAIRS))
+    assert UncertaintyWeighting(pairs).current_weights() == {"scored": 0.5, "ranked": 1.0}
 
 
 def _at(log_variance: list[float]) -> UncertaintyWeighting:
