@@ -96,7 +96,7 @@ def test_threshold_is_fitted_measured_saved_and_kept(
     assert other["tasks"][0]["rejection_threshold"] not in (None, threshold)
     accepting = [*again, "--rejection_acceptance", "1.0", "--fit_rejection", "true"]
     lenient = train_trainer.main([write_settings(**EVALUATION_ONLY), *accepting])
-    assert lenient["tasks"][0]["rejection_threshold"] <= threshold  # The tiny tokenizer differs from run to run.
+    assert lenient["tasks"][0]["rejection_threshold"] <= threshold  # The fitted one may accept all of them already.
     topic = lenient["results"]["validation"]["tasks"]["topic"]  # Every row in scope is accepted.
     right = topic["accuracy"] * topic["support"] + topic["oos_recall"] * topic["oos_support"]
     assert topic["joint_accuracy"] == pytest.approx(right / (topic["support"] + topic["oos_support"]))
