@@ -16,6 +16,13 @@ def settings_that_count(path: Path) -> dict[str, Any]:
     return {key: value for key, value in settings.items() if key not in FOR_THE_CARD}
 
 
+def environment(**more: str) -> dict[str, str]:
+    """Returns the environment of a process that is to import this package from where it lies, and `more`."""
+    root = str(Path(__file__).resolve().parent.parent)
+    paths = [root, *filter(None, [os.environ.get("PYTHONPATH")])]
+    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **more}
+
+
 def write_json(value: Any, path: Path) -> None:
     """Writes a JSON file in one step, so that an interrupted write leaves the old one."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,6 @@ The two trainings that a ratio compares run one after the other in each repeat, 
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import tempfile
@@ -16,7 +15,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from documents import settings_that_count, write_between, write_json
+from documents import environment, settings_that_count, write_between, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path(__file__).resolve().with_name("embedding_cache_run.py")
@@ -78,10 +77,9 @@ def _run(arguments: Sequence[str], options: argparse.Namespace, *, evaluate: boo
         record = Path(folder) / "record.json"
         command = [sys.executable, str(RUN), "--record", str(record), *(["--evaluate"] if evaluate else [])]
         command += ["--limit", str(options.limit)] if options.limit is not None else []
-        paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
         # Each run computes its embeddings anew: the cache is a folder of its own.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "HF_DATASETS_CACHE": folder}
-        subprocess.run([*command, "--", *arguments, "--output_dir", folder], cwd=ROOT, env=environment, check=True)
+        own_cache = environment(HF_DATASETS_CACHE=folder)
+        subprocess.run([*command, "--", *arguments, "--output_dir", folder], cwd=ROOT, env=own_cache, check=True)
         return json.loads(record.read_text(encoding="utf-8"))
 
 

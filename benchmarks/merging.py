@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 from datasets import Dataset
-from documents import write_between, write_json
+from seeds import run_seeds
 from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
@@ -63,17 +63,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--limit", type=int, help="Rows of each split; all of them if not given.")
     options = parser.parse_args(argv)
     settings = {"training": TRAINING, "merging": MERGING, "limit": options.limit}
-    report = json.loads(options.output.read_text()) if options.output.is_file() else {"settings": settings, "runs": {}}
-    if report["settings"] != settings:
-        raise SystemExit(f"{options.output} was measured with other settings. Give another --output, or move it away.")
-    for seed in options.seeds:
-        if str(seed) not in report["runs"]:
-            report["runs"][str(seed)] = run(seed, options.limit)
-            write_json(report, options.output)
-    text = tables(report["runs"])
-    sys.stdout.write(text + "\n")
-    if options.write is not None:
-        write_between(options.write, "<!-- merging:begin -->", "<!-- merging:end -->", text)
+    run_seeds(options, settings, lambda seed: run(seed, options.limit), tables)
 
 
 def run(seed: int, limit: int | None) -> dict[str, Any]:

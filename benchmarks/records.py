@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import os
 import statistics
 import subprocess
 import sys
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 # Nothing heavier: on Linux the peak of a process begins at what the one that starts it has held.
-from documents import settings_that_count, write_between
+from documents import environment, settings_that_count, write_between
 
 ROOT = Path(__file__).resolve().parent.parent
 RUN = Path(__file__).resolve().with_name("freezing_run.py")
@@ -100,9 +99,7 @@ def record(
     command += ["--limit", str(args.limit)] if args.limit is not None else []
     command += ["--", str(args.settings), "--output_dir", str(folder), *COMMON, *arguments]
     command += ["--max_steps", str(args.max_steps)] if args.max_steps is not None else []
-    paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    status = subprocess.run(command, cwd=ROOT, env=environment, check=False).returncode
+    status = subprocess.run(command, cwd=ROOT, env=environment(), check=False).returncode
     if status != 0:
         raise SystemExit(f"{title} stopped with status {status}; what went wrong stands above.")
     return json.loads(path.read_text(encoding="utf-8"))

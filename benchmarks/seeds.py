@@ -5,7 +5,7 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -36,16 +36,40 @@ def measure(options: argparse.Namespace, settings: str, columns: Columns, places
         places: Further settings on which no figure depends, such as where the data lies.
     """
     count = {"config": settings_that_count(ROOT / settings), "overrides": options.overrides}
-    report = json.loads(options.output.read_text()) if options.output.is_file() else {"settings": count, "runs": {}}
-    if report["settings"] != count:
+
+    def train(seed: int) -> dict[str, Any]:
+        folder = ROOT / "outputs" / f"{options.output.stem}-seed-{seed}"
+        return run(settings, seed, folder, [*places, *options.overrides])
+
+    run_seeds(options, count, train, lambda runs: table(runs, columns))
+
+
+def run_seeds(
+    options: argparse.Namespace,
+    settings: dict[str, Any],
+    train: Callable[[int], dict[str, Any]],
+    tables: Callable[[dict[str, Any]], str],
+) -> None:
+    """Trains the seeds that the results file does not have yet, then shows and writes the tables.
+
+    Args:
+        options: `seeds`, `output` and `write`, as of [`add_options`].
+        settings: All that the figures depend on.
+        train: Trains with a seed; returns the figures.
+        tables: Formats the figures of the seeds.
+
+    Raises:
+        SystemExit: If the file has figures of other settings.
+    """
+    report = json.loads(options.output.read_text()) if options.output.is_file() else {"settings": settings, "runs": {}}
+    if report["settings"] != settings:
         raise SystemExit(f"{options.output} was measured with other settings. Give another --output, or move it away.")
     for number, seed in enumerate(options.seeds, start=1):
         if str(seed) not in report["runs"]:
             sys.stderr.write(f"seed {seed}: run {number} of {len(options.seeds)}\n")
-            folder = ROOT / "outputs" / f"{options.output.stem}-seed-{seed}"
-            report["runs"][str(seed)] = run(settings, seed, folder, [*places, *options.overrides])
+            report["runs"][str(seed)] = train(seed)
             write_json(report, options.output)
-    text = table(report["runs"], columns)
+    text = tables(report["runs"])
     sys.stdout.write(text + "\n")
     if options.write is not None:
         name = options.output.stem
