@@ -7,24 +7,12 @@ from typing import Any
 
 from distributed_worker import TASKS, make_rows
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models
-from transformers import BertConfig, PreTrainedTokenizerFast, set_seed
+from worker_models import make_model, make_tokenizer
 
-from configuration_mtl import MTLConfig
-from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.trainer import MTLTrainer
 
 WEIGHTINGS = ("equal", "dwa", "random", "geometric_mean", "initial_loss")
-
-
-def make_model() -> MTLModel:
-    """Returns a tiny random model without dropout, the same one each time."""
-    set_seed(0)
-    sizes: Any = {"vocab_size": 50, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
-    dropout: Any = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
-    text_config = BertConfig(**sizes, **dropout, intermediate_size=32)
-    return MTLModel(MTLConfig(text_config=text_config, tasks=list(TASKS), head_dropout=0.0))
 
 
 def main() -> None:
@@ -33,8 +21,7 @@ def main() -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--batch-size", type=int, required=True)
     options = parser.parse_args()
-    vocabulary = Tokenizer(models.WordLevel({"[PAD]": 0}, "[PAD]"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=vocabulary, pad_token="[PAD]")
+    tokenizer = make_tokenizer()
     results: dict[str, Any] = {}
     for weighting in WEIGHTINGS:
         args = MTLTrainingArguments(
@@ -53,7 +40,7 @@ def main() -> None:
             save_strategy="no",
             precision="fp32",
         )
-        model = make_model()
+        model = make_model(TASKS)
         trainer = MTLTrainer(model, args, train_dataset=make_rows(32), processing_class=tokenizer)
         trainer.train()
         results[weighting] = trainer.state.log_history

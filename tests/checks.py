@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import BatchEncoding, TrainerCallback
 
 from configuration_mtl import IGNORE_INDEX
 from modeling_mtl import MTLModel
@@ -44,6 +45,33 @@ def output_layer(model: MTLModel, task: str) -> nn.Linear:
 def gradients(module: nn.Module) -> dict[str, Tensor]:
     """Returns copies of the gradients by the parameters' names."""
     return {name: weight.grad.clone() for name, weight in module.named_parameters() if weight.grad is not None}
+
+
+class FirstGradients(TrainerCallback):
+    """Keeps the gradients of the first step, before they are clipped or used."""
+
+    def __init__(self) -> None:
+        self.first: dict[str, Tensor] = {}
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Takes them, once."""
+        self.first = self.first or gradients(kwargs["model"])
+
+
+def without_dropout(model: MTLModel) -> MTLModel:
+    """Returns the model, whose dropout layers from now on do nothing."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+    return model
+
+
+def logits_of(model: MTLModel, inputs: BatchEncoding) -> dict[str, Tensor]:
+    """Returns the logits of a batch in evaluation mode, in which the model stays."""
+    model.eval()
+    with torch.no_grad():
+        logits: dict[str, Tensor] = model(**inputs).logits
+    return logits
 
 
 def mean_by_hand(states: Tensor, mask: Tensor) -> Tensor:

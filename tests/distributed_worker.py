@@ -7,11 +7,9 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models
-from transformers import BertConfig, PreTrainedTokenizerFast, set_seed
+from worker_models import make_model, make_tokenizer
 
-from configuration_mtl import IGNORE_INDEX, ORDINAL, OUT_OF_SCOPE_INDEX, REGRESSION, MTLConfig, TaskConfig
-from modeling_mtl import MTLModel
+from configuration_mtl import IGNORE_INDEX, ORDINAL, OUT_OF_SCOPE_INDEX, REGRESSION, TaskConfig
 from mtl.arguments import MTLTrainingArguments
 from mtl.data import label_column
 from mtl.teacher_columns import as_teacher_column, teacher_column
@@ -60,20 +58,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, required=True)
     parser.add_argument("--settings", type=json.loads, default={}, help="Further settings of training, as JSON.")
     options = parser.parse_args()
-    set_seed(0)
-    text_config = BertConfig(
-        vocab_size=50,
-        hidden_size=16,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=32,
-        hidden_dropout_prob=0.0,
-        attention_probs_dropout_prob=0.0,
-    )
-    model = MTLModel(MTLConfig(text_config=text_config, tasks=list(TASKS), head_dropout=0.0))
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"[PAD]": 0}, "[PAD]")), pad_token="[PAD]"
-    )
+    model, tokenizer = make_model(TASKS), make_tokenizer()
     args = MTLTrainingArguments(
         output_dir=str(options.folder),
         use_cpu=True,

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from datasets import Dataset
 from safetensors.torch import save_file
-from tokenizers import Tokenizer, models
 from torch import Tensor, nn
-from transformers import BertConfig, PreTrainedTokenizerFast, set_seed
+from transformers import BertConfig, set_seed
+from worker_models import make_tokenizer
 
 from configuration_mtl import IGNORE_INDEX, MTLConfig, TaskConfig
 from modeling_mtl import MTLModel
@@ -59,9 +59,7 @@ def make_trainer(folder: Path, **settings: Any) -> RecordingTrainer:
     text_config = BertConfig(
         vocab_size=50, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
     )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"[PAD]": 0}, "[PAD]")), pad_token="[PAD]"
-    )
+    tokenizer = make_tokenizer()
     values: dict[str, Any] = {"learning_rate": 1e-2, "logging_steps": 1, "save_strategy": "no", "precision": "fp32"}
     args = MTLTrainingArguments(str(folder), use_cpu=True, disable_tqdm=True, **{**values, **settings})
     model = MTLModel(MTLConfig(text_config=text_config, tasks=list(TASKS)))
@@ -92,6 +90,7 @@ def main() -> None:
     rank = torch.distributed.get_rank() if torch.distributed.is_initialized() else 0
     (options.folder / f"rank{rank}.json").write_text(json.dumps(results))
     if torch.distributed.is_initialized():
+        torch.distributed.barrier()  # A rank that leaves while the other one still talks to it can abort it.
         torch.distributed.destroy_process_group()
 
 

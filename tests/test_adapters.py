@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import output_layer, training_args
+from checks import logits_of, output_layer, training_args
 from conftest import MakeModel
 from datasets import DatasetDict
 from fresh_process import offline_env, run_fresh
@@ -46,13 +46,6 @@ def _shake(model: MTLModel) -> None:
                 parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
 
 
-def _logits(model: MTLModel, inputs: BatchEncoding) -> dict[str, Tensor]:
-    model.eval()
-    with torch.no_grad():
-        logits: dict[str, Tensor] = model(**inputs).logits
-    return logits
-
-
 def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
     assert found.keys() == expected.keys()
     for name, value in expected.items():
@@ -69,23 +62,23 @@ def test_adapter_reloads_bit_for_bit_and_merges(
     config: str, model_type: str, tiny_model: MakeModel, inputs: BatchEncoding, tmp_path: Path
 ) -> None:
     model, plain = tiny_model(model_type), tiny_model(model_type)
-    before = _logits(model, inputs)
+    before = logits_of(model, inputs)
     add_adapter(model, CONFIGS[config])
-    _assert_equal(_logits(model, inputs), before)  # A fresh adapter changes nothing.
+    _assert_equal(logits_of(model, inputs), before)  # A fresh adapter changes nothing.
     heads = {name for name in plain.state_dict() if name.startswith("heads.")}
     assert heads < _trainable(model)
     base = set(plain.state_dict()) - heads
     assert not {name.replace(".base_layer", "") for name in _trainable(model) - heads} & base
     _shake(model)
-    with_adapter = _logits(model, inputs)
+    with_adapter = logits_of(model, inputs)
     assert not torch.equal(with_adapter["topic"], before["topic"])
     save_adapter(model, tmp_path)
     again = tiny_model(model_type)
     load_adapter(again, tmp_path)
-    _assert_equal(_logits(again, inputs), with_adapter)
+    _assert_equal(logits_of(again, inputs), with_adapter)
     assert _trainable(again) == _trainable(model)
     merge_adapter(model)
-    merged = _logits(model, inputs)
+    merged = logits_of(model, inputs)
     assert model.state_dict().keys() == plain.state_dict().keys()
     assert [type(module) for module in model.modules()] == [type(module) for module in plain.modules()]
     assert len(_trainable(model)) == len(list(plain.parameters()))

@@ -8,12 +8,11 @@ from typing import Any
 
 import pytest
 import torch
-from checks import training_args
+from checks import FirstGradients, training_args, without_dropout
 from conftest import MakeModel
 from datasets import DatasetDict
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import TrainerCallback
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
@@ -25,29 +24,10 @@ from mtl.trainer_state import WEIGHTING_NAME
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
 
 
-class _Gradients(TrainerCallback):
-    """Keeps the gradients of the first step."""
-
-    def __init__(self) -> None:
-        self.first: dict[str, Tensor] = {}
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.first:
-            model = kwargs["model"]
-            self.first = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
-def _without_dropout(model: MTLModel) -> MTLModel:
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model
-
-
 def _first_gradients(model: MTLModel, splits: DatasetDict, folder: Path, **settings: Any) -> dict[str, Tensor]:
-    gradients = _Gradients()
+    gradients = FirstGradients()
     args = training_args(folder, max_steps=1, max_grad_norm=0.0, train_sampling_strategy="sequential", **settings)
-    MTLTrainer(_without_dropout(model), args, train_dataset=splits["train"], callbacks=[gradients]).train()
+    MTLTrainer(without_dropout(model), args, train_dataset=splits["train"], callbacks=[gradients]).train()
     return gradients.first
 
 
@@ -255,7 +235,7 @@ def test_conflicts_are_those_of_the_gradients_of_the_whole_step(
     reference = tiny_model(tasks=tasks).eval()
     settings: dict[str, Any] = {"max_steps": 1, "train_sampling_strategy": "sequential", "conflict_steps": 1}
     args = training_args(tmp_path, **settings, **_cut(2, 4))
-    trainer = MTLTrainer(_without_dropout(tiny_model(tasks=tasks)), args, train_dataset=splits["train"])
+    trainer = MTLTrainer(without_dropout(tiny_model(tasks=tasks)), args, train_dataset=splits["train"])
     batch = trainer.data_collator([splits["train"][row] for row in range(8)])
     losses = reference(**batch).task_losses
     shared = list(reference.backbone.parameters())

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import NAN, output_layer, training_args
+from checks import NAN, output_layer, training_args, without_dropout
 from conftest import MakeModel, ToyRows, WriteRows
 from datasets import DatasetDict
 from torch import Tensor
@@ -285,9 +285,7 @@ def test_log_tells_labels_and_teachers_apart(tiny_model: MakeModel, toy_splits: 
         tmp_path, learning_rate=0.0, per_device_train_batch_size=6, max_steps=11, logging_steps=11, gold_share=0.25
     )
     model = tiny_model(tasks=tasks, head_dropout=0.0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    without_dropout(model)
     trainer = MTLTrainer(model, args, train_dataset=splits["train"], eval_dataset=splits["train"])
     trainer.train()  # With learning rate 0, one epoch over the 64 rows.
     logged = next(entry for entry in trainer.state.log_history if "loss" in entry)

@@ -11,6 +11,7 @@ import torch
 from conftest import MakeBackbone
 from fresh_process import run_fresh
 from hub_stand_in import HubStandIn, hub_env
+from saved_folders import HUB_FILES
 from transformers import PreTrainedTokenizerFast
 
 from configuration_mtl import TaskConfig
@@ -19,14 +20,7 @@ from modeling_mtl import MTLModel
 pytestmark = pytest.mark.slow  # Two processes, each of which imports everything and serves all tests of this file.
 
 ROOT = Path(__file__).resolve().parent.parent
-CODE = {
-    "classification_mtl.py",
-    "configuration_mtl.py",
-    "inference_mtl.py",
-    "modeling_mtl.py",
-    "sharing_mtl.py",
-    "similarity_mtl.py",
-}
+CODE = set(HUB_FILES)
 REST = {".gitattributes", "README.md", "config.json", "tokenizer.json", "tokenizer_config.json"}
 SENTENCES = ["match team goal now", "price", "a quokka"]
 

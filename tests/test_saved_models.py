@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import output_layer, training_args
+from checks import logits_of, output_layer, training_args
 from conftest import MakeModel, ToyRows
 from datasets import DatasetDict
 from saved_folders import SENTENCES, assert_loads_as
@@ -22,13 +22,6 @@ from modeling_mtl import MTLModel
 from mtl.trainer import MTLTrainer
 
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
-
-
-def _logits(model: MTLModel, inputs: BatchEncoding) -> dict[str, Tensor]:
-    model.eval()
-    with torch.no_grad():
-        logits: dict[str, Tensor] = model(**inputs).logits
-    return logits
 
 
 def _assert_equal(found: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
@@ -47,10 +40,10 @@ def test_added_task_leaves_the_others_as_they_are_before_and_after_training(
 ) -> None:
     splits, tasks = toy_splits
     model = tiny_model(tasks=tasks[:2])
-    before, embeddings = _logits(model, inputs), model.encode(SENTENCES)
+    before, embeddings = logits_of(model, inputs), model.encode(SENTENCES)
     model.add_task(tasks[2])
     assert model.config.task_names == ["topic", "sentiment", "tags"]
-    after = _logits(model, inputs)
+    after = logits_of(model, inputs)
     fresh = after.pop("tags")
     _assert_equal(after, before)
     args = training_args(tmp_path / "run", freeze="backbone+heads:topic,sentiment", weight_decay=0.1)
@@ -59,7 +52,7 @@ def test_added_task_leaves_the_others_as_they_are_before_and_after_training(
     trainer.train()
     metrics = trainer.evaluate()
     assert metrics["eval_topic_support"] == 0 < metrics["eval_tags_support"]
-    after = _logits(model, inputs)
+    after = logits_of(model, inputs)
     assert not torch.equal(after.pop("tags"), fresh)
     _assert_equal(after, before)
     assert (model.encode(SENTENCES) == embeddings).all()
@@ -72,10 +65,10 @@ def test_removed_task_leaves_the_others_as_they_are(
 ) -> None:
     model = tiny_model()
     model.frozen_modules = ("heads.tags", "heads.topic")
-    before = _logits(model, inputs)
+    before = logits_of(model, inputs)
     model.remove_task("tags")
     del before["tags"]
-    _assert_equal(_logits(model, inputs), before)
+    _assert_equal(logits_of(model, inputs), before)
     assert list(model.frozen_modules) == ["heads.topic"]
     assert not [name for name in model.state_dict() if "tags" in name]
     model.train()
@@ -165,9 +158,9 @@ def test_program_adds_a_task_and_keeps_the_others_to_the_bit(
     model = MTLModel.from_pretrained(tmp_path / "new")
     assert model.config.task_names == ["topic", "sentiment", "tags"]
     _assert_has_weights_of(model, old_model)
-    logits = _logits(model, inputs)
+    logits = logits_of(model, inputs)
     assert logits.pop("tags").shape == (len(inputs["input_ids"]), 4)
-    for name, value in _logits(old_model, inputs).items():
+    for name, value in logits_of(old_model, inputs).items():
         # The same weights elsewhere in memory may round the last bit in another way.
         torch.testing.assert_close(logits[name], value, rtol=0.0, atol=1e-6)
 

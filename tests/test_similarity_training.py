@@ -12,14 +12,12 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from checks import training_args
+from checks import FirstGradients, training_args, without_dropout
 from conftest import TOPICS, MakeModel, SaveBackbone
 from fresh_process import offline_env, run_fresh
 from huggingface_hub import ModelCard
 from safetensors.torch import load_file
 from saved_folders import assert_loads_as
-from torch import Tensor
-from transformers import TrainerCallback
 
 import train_trainer
 from configuration_mtl import CONTRASTIVE, POSITIVE_PAIRS, SCORED_PAIRS, TRIPLETS, TaskConfig
@@ -77,22 +75,6 @@ def splits(tmp_path: Path, tiny_tokenizer: Any) -> tuple[Any, tuple[TaskConfig, 
     return tokenize_splits(loaded, tiny_tokenizer, max_length=24)[0], tasks
 
 
-class _Gradients(TrainerCallback):
-    def __init__(self) -> None:
-        self.first: dict[str, Tensor] = {}
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        model = kwargs["model"]
-        self.first = self.first or {name: p.grad.clone() for name, p in model.named_parameters()}
-
-
-def without_dropout(model: MTLModel) -> MTLModel:
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
-    return model
-
-
 def test_accumulation_does_not_change_what_a_row_counts(splits: Any, tiny_model: MakeModel, tmp_path: Path) -> None:
     data, tasks = splits
     # Of what does not depend on the other rows of the micro-batch; labels are missing unevenly among them.
@@ -103,7 +85,7 @@ def test_accumulation_does_not_change_what_a_row_counts(splits: Any, tiny_model:
     ]
     found = []
     for batch_size, steps in ((16, 1), (2, 8)):
-        gradients = _Gradients()
+        gradients = FirstGradients()
         model = without_dropout(tiny_model(tasks=chosen, head_dropout=0.0))
         args = training_args(
             tmp_path,

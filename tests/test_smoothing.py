@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from checks import training_args
+from checks import training_args, without_dropout
 from conftest import MakeModel
 from datasets import DatasetDict
 from torch.nn import functional as F
@@ -54,9 +54,7 @@ def test_which_task_is_smoothed_how_much() -> None:
 def test_training_is_smoothed_and_evaluation_is_not(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
     splits, tasks = toy_splits
     model = tiny_model(tasks=tasks, head_dropout=0.0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    without_dropout(model)
     trainer = MTLTrainer(model, training_args(tmp_path, label_smoothing_factor=0.2), eval_dataset=splits["validation"])
     batch = trainer.data_collator([splits["train"][row] for row in range(8)])
     logits = model.eval()(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
@@ -113,9 +111,7 @@ def test_micro_batches_add_up(tiny_model: MakeModel, toy_splits: Splits, tmp_pat
     weights = []
     for batch_size, steps in ((8, 1), (2, 4)):
         model = tiny_model(tasks=tasks, head_dropout=0.0)
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+        without_dropout(model)
         model.backbone.config.attention_probs_dropout_prob = 0.0
         args = training_args(
             tmp_path,

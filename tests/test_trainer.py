@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checks import training_args
+from checks import FirstGradients, training_args, without_dropout
 from conftest import MakeModel
 from datasets import DatasetDict
 from torch import Tensor
@@ -21,20 +21,8 @@ from mtl.trainer import MTLTrainer
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
 
 
-class _Gradients(TrainerCallback):
-    """Keeps the gradients of the first step."""
-
-    def __init__(self) -> None:
-        self.first: dict[str, Tensor] = {}
-
-    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        if not self.first:
-            model = kwargs["model"]
-            self.first = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
-
-
 def _first_gradients(model: MTLModel, splits: DatasetDict, folder: Path, **settings: Any) -> dict[str, Tensor]:
-    gradients = _Gradients()
+    gradients = FirstGradients()
     args = training_args(folder, max_steps=1, max_grad_norm=0.0, train_sampling_strategy="sequential", **settings)
     MTLTrainer(model, args, train_dataset=splits["train"], callbacks=[gradients]).train()
     return gradients.first
@@ -51,9 +39,7 @@ def test_accumulation_does_not_change_the_gradient(
     for batch_size, steps in ((8, 1), (1, 8), (4, 2)):
         model = tiny_model(tasks=tasks, **settings)
         model.eval()
-        for module in model.modules():
-            if isinstance(module, torch.nn.Dropout):
-                module.p = 0.0
+        without_dropout(model)
         model.backbone.config.attention_probs_dropout_prob = 0.0
         results.append(
             _first_gradients(
@@ -77,9 +63,7 @@ def test_gradient_is_that_of_the_mean_over_valid_labels(
 ) -> None:
     splits, tasks = toy_splits
     model = tiny_model(tasks=tasks, head_dropout=0.0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    without_dropout(model)
     trainer = MTLTrainer(model, training_args(tmp_path), train_dataset=splits["train"])
     batch = trainer.data_collator([splits["train"][row] for row in range(8)])
     reference = tiny_model(tasks=tasks, head_dropout=0.0).eval()
@@ -114,9 +98,7 @@ def test_logged_task_loss_is_the_mean_over_labels_and_not_over_steps(
     splits, tasks = toy_splits
     args = training_args(tmp_path, learning_rate=0.0, per_device_train_batch_size=3, max_steps=22, logging_steps=22)
     model = tiny_model(tasks=tasks, head_dropout=0.0)
-    for module in model.modules():
-        if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+    without_dropout(model)
     trainer = MTLTrainer(model, args, train_dataset=splits["train"], eval_dataset=splits["train"])
     trainer.train()  # With learning rate 0, one epoch over the 64 rows.
     logged = next(entry for entry in trainer.state.log_history if "loss" in entry)
