@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 from huggingface_hub.dataclasses import strict
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 from transformers.utils import logging
@@ -357,6 +357,11 @@ class MTLConfig(PreTrainedConfig):
 
 
 MTLConfig.register_for_auto_class()
+
+
+def valid_labels(labels: Tensor) -> Tensor:
+    """Returns where labels carry a loss, in their shape: class ids from 0 on, floats other than nan."""
+    return ~labels.isnan() if labels.is_floating_point() else labels >= 0
 
 
 def _check_name(name: str) -> None:

@@ -17,7 +17,6 @@ from transformers import set_seed
 
 from configuration_mtl import TaskConfig
 from mtl.arguments import MTLTrainingArguments
-from mtl.data import SourceConfig, load_sources
 from mtl.evaluation import EvaluationResult
 from mtl.merging import (
     column_values,
@@ -33,7 +32,7 @@ from mtl.settings import JsonObject, RunSettings, parse_settings_of, resolve_bac
 from mtl.sources import TEXT_COLUMN
 from mtl.teacher_columns import teacher_column
 from mtl.teachers import Teacher, load_classifier_teacher, with_teachers
-from train_trainer import Run, assemble, finish, set_up_logging
+from train_trainer import Run, assemble, finish, or_exit, read_sources, set_up_logging
 
 logger = logging.getLogger("merge_models")
 
@@ -95,12 +94,9 @@ class MergeSettings(RunSettings):
 def cli() -> None:
     """Runs the program on the command line; what is wrong with settings or data ends it with its message alone."""
     argv = sys.argv[1:]
-    try:
-        run, teachers = set_up(argv)
-    except (ImportError, OSError, ValueError) as error:
-        logger.debug("The set-up failed.", exc_info=True)  # With `--log_level debug`.
-        sys.exit(f"{PROGRAM}: error: {error}")
+    run, teachers = or_exit(PROGRAM, lambda: set_up(argv))
     merge(run, teachers, argv)
+    run.trainer.end()
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -144,17 +140,7 @@ def load_texts(settings: MergeSettings, args: MTLTrainingArguments, tasks: Seque
     Raises:
         ValueError: If nothing is to train on, or nothing held out to measure on.
     """
-    splits, _ = load_sources(
-        [SourceConfig.from_dict(source) for source in settings.sources],
-        tasks,
-        base_dir=settings.data_dir,
-        seed=args.seed,
-        validation_fraction=settings.validation_fraction,
-        test_fraction=settings.test_fraction,
-        drop_empty=settings.drop_empty,
-        drop_overlap=settings.drop_overlap,
-        taught={task.name for task in tasks},
-    )
+    splits, _ = read_sources(settings, args, tasks, taught={task.name for task in tasks})
     if "train" not in splits or len(splits) == 1:
         raise ValueError(
             f"The texts have the splits {list(splits)}, but some are to train on and others to measure on. Leave "

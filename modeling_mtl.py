@@ -20,7 +20,15 @@ from transformers.utils import ModelOutput, can_return_tuple
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
         from .classification_mtl import CosineLinear, ordinal_loss, single_label_loss
-        from .configuration_mtl import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
+        from .configuration_mtl import (
+            MULTI_LABEL,
+            ORDINAL,
+            REGRESSION,
+            SINGLE_LABEL,
+            MTLConfig,
+            TaskConfig,
+            valid_labels,
+        )
         from .inference_mtl import InferenceMixin
         from .sharing_mtl import SharingMixin
         from .similarity_mtl import ComparedTexts, similarity_loss, similarity_outputs, text_identity
@@ -29,7 +37,7 @@ except ImportError:
     if __package__:
         raise
     from classification_mtl import CosineLinear, ordinal_loss, single_label_loss
-    from configuration_mtl import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
+    from configuration_mtl import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig, valid_labels
     from inference_mtl import InferenceMixin
     from sharing_mtl import SharingMixin
     from similarity_mtl import ComparedTexts, similarity_loss, similarity_outputs, text_identity
@@ -362,11 +370,6 @@ def pool(last_hidden_state: Tensor, attention_mask: Tensor, pooling: str) -> Ten
     if pooling == "max":
         return states.masked_fill(mask == 0, torch.finfo(states.dtype).min).amax(dim=1)  # (B, H)
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # (B, H)
-
-
-def valid_labels(labels: Tensor) -> Tensor:
-    """Returns where labels carry a loss, in their shape: class ids from 0 on, floats other than nan."""
-    return ~labels.isnan() if labels.is_floating_point() else labels >= 0
 
 
 def task_loss(task: TaskConfig, outputs: Tensor, labels: Tensor, label_smoothing: float = 0.0) -> Tensor:

@@ -23,12 +23,12 @@ from torch.nn import functional as F
 
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
-        from .configuration_mtl import CONTRASTIVE, IGNORE_INDEX, POSITIVE_PAIRS, SCORED_PAIRS, TRIPLETS, TaskConfig
+        from .configuration_mtl import CONTRASTIVE, POSITIVE_PAIRS, SCORED_PAIRS, TRIPLETS, TaskConfig, valid_labels
 except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
-    from configuration_mtl import CONTRASTIVE, IGNORE_INDEX, POSITIVE_PAIRS, SCORED_PAIRS, TRIPLETS, TaskConfig
+    from configuration_mtl import CONTRASTIVE, POSITIVE_PAIRS, SCORED_PAIRS, TRIPLETS, TaskConfig, valid_labels
 
 _CHUNK_ROWS = 1024
 """Rows of a cosine matrix held at once; an evaluation takes all rows of a split together."""
@@ -68,7 +68,7 @@ def similarity_outputs(
             if not task.has_head:
                 label = labels.get(task.name)
                 count = texts.anchors.shape[0]
-                present = torch.zeros(count, dtype=torch.bool) if label is None else _present(label)  # (B,)
+                present = torch.zeros(count, dtype=torch.bool) if label is None else valid_labels(label)  # (B,)
                 rows = present.to(texts.anchors.device).nonzero().squeeze(1)  # (P,)
                 outputs[task.name] = _OUTPUTS[task.problem_type](task, texts, rows)
     return outputs
@@ -82,7 +82,7 @@ def similarity_loss(task: TaskConfig, outputs: Tensor, labels: Tensor) -> Tensor
         outputs: What [`similarity_outputs`] gives. Shape (B,) or (B, C).
         labels: Its labels. Shape (B,).
     """
-    present = _present(labels)  # (B,)
+    present = valid_labels(labels)  # (B,)
     with torch.autocast(outputs.device.type, enabled=False):
         return _LOSSES[task.loss or ""](task, outputs[present].float(), labels[present])
 
@@ -104,10 +104,6 @@ def text_identity(batches: Sequence[tuple[Any, Tensor]]) -> Tensor:
         moved = ids.masked_fill(~real, -1).gather(1, order)  # (B, T)
         rows.append(F.pad(moved, (0, width - ids.shape[1]), value=-1))
     return torch.cat(rows).unique(dim=0, return_inverse=True)[1]
-
-
-def _present(labels: Tensor) -> Tensor:
-    return ~labels.isnan() if labels.is_floating_point() else labels != IGNORE_INDEX
 
 
 def _cosines(texts: ComparedTexts, rows: Tensor, which: int) -> Tensor:

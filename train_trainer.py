@@ -9,10 +9,10 @@ import logging
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from datasets import DatasetDict
 from transformers import AutoConfig, set_seed
@@ -25,7 +25,7 @@ from mtl.arguments import MTLTrainingArguments
 from mtl.card import build_card
 from mtl.checkpoints import last_complete_checkpoint
 from mtl.console import ProgressReport, metrics_table, sample_lines, true_labels
-from mtl.data import SourceConfig, load_sources, row_texts, tokenize_splits
+from mtl.data import load_sources, row_texts, tokenize_splits
 from mtl.evaluation import EvaluationResult, evaluate_split, evaluation_of_final_model
 from mtl.rejection import check_rejection_data, rejects
 from mtl.report import build_report, write_report
@@ -44,6 +44,7 @@ from mtl.trainer import MTLTrainer
 
 logger = logging.getLogger("train_trainer")
 
+PROGRAM = "train_trainer.py"
 CARD, REPORT = "README.md", "report.json"
 RELATED = ("The battery lasts all day.", "I can use it from morning to night on one charge.")
 UNRELATED = ("The battery lasts all day.", "The senate rejected the bill on Tuesday.")
@@ -73,6 +74,8 @@ class Run:
         return Path(str(self.trainer.args.output_dir))
 
 
+Ready = TypeVar("Ready")
+
 Study = Callable[[Run, Sequence[EvaluationResult]], tuple[dict[str, Any], str]]
 """What another program measures of a trained model: figures that go over those of the report, and text of the card."""
 
@@ -80,13 +83,18 @@ Study = Callable[[Run, Sequence[EvaluationResult]], tuple[dict[str, Any], str]]
 def cli() -> None:
     """Runs the program on the command line; what is wrong with settings or data ends it with its message alone."""
     argv = sys.argv[1:]
-    try:
-        run = set_up(argv)
-    except (ImportError, OSError, ValueError) as error:
-        logger.debug("The set-up failed.", exc_info=True)  # With `--log_level debug`.
-        sys.exit(f"train_trainer.py: error: {error}")
+    run = or_exit(PROGRAM, lambda: set_up(argv))
     finish(run, argv)
     run.trainer.end()
+
+
+def or_exit(program: str, set_up: Callable[[], Ready]) -> Ready:
+    """Returns what a program sets up; what is wrong with its settings or data ends it with the message alone."""
+    try:
+        return set_up()
+    except (ImportError, OSError, ValueError) as error:
+        logger.debug("The set-up failed.", exc_info=True)  # With `--log_level debug`.
+        sys.exit(f"{program}: error: {error}")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -103,9 +111,7 @@ def set_up(argv: Sequence[str]) -> Run:
     return prepare(settings, args)
 
 
-def finish(
-    run: Run, argv: Sequence[str], *, program: str = "train_trainer.py", study: Study | None = None
-) -> dict[str, Any]:
+def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Study | None = None) -> dict[str, Any]:
     """Trains, saves, measures and describes; returns the report.
 
     The model is saved before it is measured, so that what fails then does not cost the training.
@@ -155,31 +161,36 @@ def finish(
 def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
     """Loads the data and the model and puts them into a trainer."""
     resolve_backbone(settings.backbone)  # A package that is missing is told before anything is read.
-    base_dir = Path(settings.data_dir) if settings.data_dir is not None else Path()
-    sources = [SourceConfig.from_dict(source) for source in settings.sources]
     teachers = [
         load_mtl_teacher(name, trust_remote_code=settings.trust_remote_code, device=args.device)
         for name in settings.teacher
     ]
-    labelled = {name for source in sources for name in source.labels}
+    labelled = {name for source in settings.source_configs() for name in source.labels}
     tasks = completed_tasks(settings.task_configs(), teachers, labelled)
+    splits, tasks = read_sources(settings, args, tasks, taught=taught_tasks(tasks, teachers))
+    if teachers and "train" in splits:
+        with args.main_process_first(desc="what teachers say"):
+            splits["train"] = with_teachers(splits["train"], tasks, teachers)
+    return assemble(settings, args, splits, tasks)
+
+
+def read_sources(
+    settings: RunSettings, args: MTLTrainingArguments, tasks: Sequence[TaskConfig], *, taught: Collection[str]
+) -> tuple[DatasetDict, tuple[TaskConfig, ...]]:
+    """Reads the sources of the settings; see `load_sources`, also for `taught` and for what is raised."""
     # One process a machine reads and tokenizes; the others then find it in the cache.
     with args.main_process_first(desc="reading the sources"):
-        splits, tasks = load_sources(
-            sources,
+        return load_sources(
+            settings.source_configs(),
             tasks,
-            base_dir=base_dir,
+            base_dir=settings.data_dir,
             seed=args.seed,
             validation_fraction=settings.validation_fraction,
             test_fraction=settings.test_fraction,
             drop_empty=settings.drop_empty,
             drop_overlap=settings.drop_overlap,
-            taught=taught_tasks(tasks, teachers),
+            taught=taught,
         )
-    if teachers and "train" in splits:
-        with args.main_process_first(desc="what teachers say"):
-            splits["train"] = with_teachers(splits["train"], tasks, teachers)
-    return assemble(settings, args, splits, tasks)
 
 
 def assemble(
@@ -350,7 +361,7 @@ def describe(
         base_model=_hub_name(settings.backbone),
         license=settings.license,
         language=settings.language,
-        datasets=[str(SourceConfig.from_dict(source).name) for source in settings.sources],
+        datasets=[str(source.name) for source in settings.source_configs()],
         results=results,
         report=report,
         command=shlex.join(["python", *without_tokens(command)]),

@@ -16,6 +16,7 @@ from mtl.adapters import (
     merge_adapter,
     save_adapter,
 )
+from mtl.arguments import MTLTrainingArguments
 from mtl.freezing import Freezing
 
 ADAPTER_FOLDER = "adapter"
@@ -29,17 +30,18 @@ class AdapterTrainer(Trainer):
     adapter that was added by [`add_adapter`] before is trained alike, and stays.
     """
 
+    args: MTLTrainingArguments
     freezing: Freezing
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Adds the adapter, trains, and merges it; see `Trainer.train`."""
-        if getattr(self.args, "peft", None) is None:
+        if self.args.peft is None:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         if self.model_init is None:  # Else the model is made in the call below.
             self._begin_adapter(self._multi_task_model())
         output = super().train(resume_from_checkpoint, *args, **kwargs)
         model = self._multi_task_model()
-        if getattr(self.args, "save_adapter", False) and self.args.should_save:
+        if self.args.save_adapter and self.args.should_save:
             save_adapter(model, Path(str(self.args.output_dir), ADAPTER_FOLDER))
         merge_adapter(model)
         # Both hold the weights of the adapter, which is no more.
@@ -48,7 +50,7 @@ class AdapterTrainer(Trainer):
 
     def _begin_adapter(self, model: MTLModel) -> None:
         """Puts the adapter of the settings, if there is one, into a model that is about to train."""
-        settings = getattr(self.args, "peft", None)
+        settings = self.args.peft
         if settings is None:
             return
         if not has_adapter(model):  # A training that was interrupted has left its own.

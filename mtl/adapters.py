@@ -8,20 +8,19 @@ put tokens into its input.
 
 import copy
 import dataclasses
-import hashlib
 import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers.utils import ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME
 
 from modeling_mtl import MTLModel
-from mtl.freezing import Freezing
+from mtl.content_keys import key_of_weights
+from mtl.freezing import Freezing, count_parameters
 
 if TYPE_CHECKING:
     from peft import PeftConfig, PeftModel
@@ -33,7 +32,7 @@ HEADS_NAME = "heads.safetensors"
 
 _NEEDS_PEFT = 'Adapters need `pip install "mtl-sentence-transformers[peft]"`.'
 _KEY = "_adapter"  # Among the model's plain attributes: as a module it would be a second name for the encoder.
-_BASE = "base_sha256"
+_BASE = "base_key"
 # Others change the encoder's own weights, so that the adapter would not fit the encoder that it was added to.
 _PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 
@@ -41,7 +40,7 @@ _PLAIN_INITS = (True, False, "gaussian", "orthogonal")
 @dataclasses.dataclass(frozen=True)
 class _Adapter:
     peft_model: "PeftModel"
-    base_sha256: str
+    base_key: str
 
 
 def adapter_config(settings: Mapping[str, Any]) -> "PeftConfig":
@@ -117,8 +116,8 @@ def add_adapter(model: MTLModel, config: "Mapping[str, Any] | PeftConfig") -> No
         _check_fits(config)
     from peft import get_peft_model
 
-    digest = _sha256(model.backbone)
-    vars(model)[_KEY] = _Adapter(get_peft_model(model.backbone, config), digest)
+    base_key = key_of_weights(model.backbone)
+    vars(model)[_KEY] = _Adapter(get_peft_model(model.backbone, config), base_key)
     model.train(model.training)
     kind = str(getattr(config.peft_type, "value", config.peft_type))
     logger.info("%s", adapter_parameters(model, kind))
@@ -131,9 +130,8 @@ def has_adapter(model: nn.Module) -> bool:
 
 def adapter_parameters(model: MTLModel, kind: str) -> Freezing:
     """Returns how many parameters learn, for the log and the report."""
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    return Freezing(f"all but the {kind} adapter and the heads", tuple(model.frozen_modules), trainable, total)
+    modules = tuple(model.frozen_modules)
+    return Freezing(f"all but the {kind} adapter and the heads", modules, *count_parameters(model))
 
 
 def save_adapter(model: MTLModel, folder: str | Path) -> None:
@@ -157,7 +155,7 @@ def save_adapter(model: MTLModel, folder: str | Path) -> None:
     weights = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
     save_file(weights, folder / ADAPTER_SAFE_WEIGHTS_NAME, metadata={"format": "pt"})
     heads = {f"heads.{name}": tensor.detach().cpu().contiguous() for name, tensor in model.heads.state_dict().items()}
-    save_file(heads, folder / HEADS_NAME, metadata={"format": "pt", _BASE: adapter.base_sha256})
+    save_file(heads, folder / HEADS_NAME, metadata={"format": "pt", _BASE: adapter.base_key})
     config = copy.copy(adapter.peft_model.peft_config["default"])
     config.inference_mode = True
     config.save_pretrained(str(folder))
@@ -194,7 +192,7 @@ def load_adapter_weights(model: MTLModel, folder: str | Path) -> None:
     adapter, folder = _adapter_of(model), Path(folder)
     with safe_open(folder / HEADS_NAME, framework="pt") as file:
         base = (file.metadata() or {}).get(_BASE)
-    if base != adapter.base_sha256:
+    if base != adapter.base_key:
         raise ValueError(
             f"The adapter in {str(folder)!r} is of another encoder: the weights below it are not those it was trained "
             "on. Load the encoder, or the saved model, that the adapter was added to."
@@ -244,11 +242,3 @@ def _adapter_of(model: MTLModel) -> _Adapter:
 
 def _tasks(names: Mapping[str, Any]) -> list[str]:
     return sorted({name.split(".")[0] for name in names})
-
-
-def _sha256(module: nn.Module) -> str:
-    digest = hashlib.sha256()
-    for name, parameter in module.named_parameters():
-        digest.update(name.encode())
-        digest.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()

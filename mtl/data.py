@@ -6,12 +6,9 @@ source has them, `text_pair`, encoded together with the text, `further_1` and `f
 teacher's in `mtl.teacher_columns`.
 """
 
-import hashlib
-import json
 import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -25,14 +22,12 @@ from datasets import (
     NamedSplit,
     Value,
     concatenate_datasets,
-    is_caching_enabled,
 )
-from datasets import config as datasets_config
 from transformers import PreTrainedTokenizerBase
 
 from configuration_mtl import FURTHER_TEXTS, POSITIVE_PAIRS, TRIPLETS, TaskConfig
 from inference_mtl import Text, tokenize
-from mtl.content_keys import key_of_tokenizer
+from mtl.content_keys import cache_file, key_of, key_of_rows, key_of_tokenizer
 from mtl.labels import count_labelled, encode_labels, label_column, resolve_task
 from mtl.parts import Part, is_blank, read_source
 from mtl.sources import FURTHER_COLUMNS, PAIR_COLUMN, SPLITS, TEXT_COLUMN, SourceConfig
@@ -267,14 +262,7 @@ def _joined(pieces: Sequence[Dataset], names: Sequence[str]) -> list[Dataset]:
 def _tokenize(texts: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: int, tokenizer_key: str) -> Dataset:
     # `map` would hash the live tokenizer, which remembers how it was last called, and would keep no file at all for a
     # data set that is in memory. So both the key and the file are chosen here.
-    digest = hashlib.blake2b(digest_size=16)
-    digest.update(json.dumps([_CACHE_VERSION, tokenizer_key, max_length]).encode())
-    for batch in texts.iter(batch_size=1000):
-        digest.update(json.dumps(row_texts(batch)).encode())
-    fingerprint, cache_file = digest.hexdigest(), None
-    if is_caching_enabled():
-        cache_file = Path(datasets_config.HF_DATASETS_CACHE) / "mtl" / f"tokens-{fingerprint}.arrow"
-        cache_file.parent.mkdir(parents=True, exist_ok=True)
+    key = key_of(_CACHE_VERSION, tokenizer_key, max_length, key_of_rows(texts, texts.column_names))
     return texts.map(
         _tokenize_columns,
         batched=True,
@@ -282,8 +270,8 @@ def _tokenize(texts: Dataset, tokenizer: PreTrainedTokenizerBase, max_length: in
         remove_columns=texts.column_names,
         features=_token_features(texts, tokenizer),
         fn_kwargs={"tokenizer": tokenizer, "max_length": max_length},
-        new_fingerprint=fingerprint,
-        cache_file_name=None if cache_file is None else str(cache_file),
+        new_fingerprint=key,
+        cache_file_name=cache_file("tokens", key),
         desc="Tokenizing",
     )
 

@@ -17,8 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from classification_mtl import ordinal_log_probabilities
-from configuration_mtl import CLASS_TYPES, IGNORE_INDEX, ORDINAL, REGRESSION, TaskConfig
-from modeling_mtl import valid_labels
+from configuration_mtl import CLASS_TYPES, IGNORE_INDEX, ORDINAL, REGRESSION, TaskConfig, valid_labels
 from mtl.arguments import MTLTrainingArguments
 from mtl.collation import TEACHERS
 from mtl.task_losses import TaskLossMeans
@@ -80,12 +79,8 @@ class Distillation:
             hard = gold_losses(task.problem_type, outputs, targets, smoothing)  # (items)
             total = mixed(hard, soft, has_gold(task.problem_type, outputs, targets), taught, gold_share).sum()  # ()
             losses[task.name] = total / num_items[task.name].clamp(min=1)
-            self._note(task.name, soft.sum(), taught)
+            self._means.note(task.name, soft.sum(), taught.sum())
         return losses
-
-    def _note(self, name: str, total: Tensor, taught: Tensor) -> None:
-        items = torch.where(taught, 0.0, torch.nan)
-        self._means.add({name: total}, {name: items}, {name: torch.ones_like(total)})
 
     def take_means(self, reduce: Callable[[Any], Any] | None = None) -> dict[str, float]:
         """Returns `teacher_loss_<task>`, the mean over items with a teacher since the last call; see `TaskLossMeans`.

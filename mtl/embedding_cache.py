@@ -20,13 +20,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 import torch.utils.data
-from datasets import Dataset, Features, List, Value, is_caching_enabled
-from datasets import config as datasets_config
-from torch import Tensor, nn
+from datasets import Dataset, Features, List, Value
+from torch import Tensor
 
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.collation import POOLED, CollatedBatch, MTLCollator
+from mtl.content_keys import cache_file, key_of, key_of_config, key_of_weights
 
 logger = logging.getLogger(__name__)
 
@@ -196,11 +196,8 @@ class EmbeddingCache:
         started = time.perf_counter()
         fingerprint, lengths = _fingerprint(tokens, model_key)
         order = np.argsort(-lengths, kind="stable")  # Batches of like length hold little padding.
-        cache_file = None
-        if is_caching_enabled():
-            cache_file = Path(datasets_config.HF_DATASETS_CACHE) / "mtl" / f"embeddings-{fingerprint}.arrow"
-            cache_file.parent.mkdir(parents=True, exist_ok=True)
-        origin = "read from the cache" if cache_file is not None and cache_file.is_file() else "computed"
+        file = cache_file("embeddings", fingerprint)
+        origin = "read from the cache" if file is not None and Path(file).is_file() else "computed"
         width = self.model.config.hidden_size
         embedded = tokens.select(order).map(
             self._encode,
@@ -209,7 +206,7 @@ class EmbeddingCache:
             remove_columns=tokens.column_names,
             features=Features({POOLED: List(Value("float32"), length=width)}),
             new_fingerprint=fingerprint,
-            cache_file_name=None if cache_file is None else str(cache_file),
+            cache_file_name=file,
             desc="Embedding",
         )
         pooled = torch.empty(len(tokens), width)  # (N, H)
@@ -224,7 +221,7 @@ class EmbeddingCache:
             time.perf_counter() - started,
             *pooled.shape,
             pooled.nbytes / 2**20,
-            "" if cache_file is None else f", and in {cache_file}",
+            "" if file is None else f", and in {file}",
         )
         return pooled
 
@@ -240,33 +237,22 @@ class EmbeddingCache:
         # Loading a checkpoint writes into the same tensors, which torch counts; the hash is taken anew only then.
         state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
         if self._key is None or self._key[0] != state:
-            self._key = (state, self._hash_model())
+            self._key = (state, self._key_of_model())
         return self._key[1]
 
-    def _hash_model(self) -> str:
+    def _key_of_model(self) -> str:
         backbone, tokenizer = self.model.backbone, self.collator.tokenizer
-        config = backbone.config.to_dict()
-        config.pop("_name_or_path", None)  # Where it was loaded from.
         settings = {
             "version": [_CACHE_VERSION, version("torch"), version("transformers")],
             "class": f"{type(backbone).__module__}.{type(backbone).__qualname__}",
-            "config": config,
+            "config": key_of_config(backbone.config),
             "attention": backbone.config._attn_implementation,
             "pooling": self.model.config.pooling,
             "padding": [tokenizer.pad_token_id, tokenizer.padding_side],
             "precision": [self.args.precision_in_use, torch.get_float32_matmul_precision()],
             "device": self.model.device.type,
         }
-        digest = hashlib.blake2b(digest_size=16)
-        digest.update(json.dumps(settings, sort_keys=True, default=str).encode())
-        _hash_weights(backbone, digest)
-        return digest.hexdigest()
-
-
-def _hash_weights(module: nn.Module, digest: "hashlib._Hash | hashlib.blake2b") -> None:
-    for name, tensor in sorted(module.state_dict().items()):
-        digest.update(json.dumps([name, str(tensor.dtype), list(tensor.shape)]).encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
+        return key_of(settings, key_of_weights(backbone))
 
 
 def _fingerprint(tokens: Dataset, model_key: str) -> tuple[str, npt.NDArray[np.int64]]:

@@ -17,7 +17,7 @@ from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from modeling_mtl import MTLModel
-from mtl.freezing import Freezing, apply_freezing, frozen_modules
+from mtl.freezing import Freezing, apply_freezing, count_parameters, frozen_modules
 
 logger = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def begin_freezing(
     apply_freezing(model, parsed.at(0.0))
     learning = sum(parameter.numel() for parameter in ever_learning(model, parsed))
     always = set.intersection(*(set(frozen_modules(model, phase)) for _, phase in parsed.phases))
-    total = sum(parameter.numel() for parameter in model.parameters())
+    _, total = count_parameters(model)
     return Freezing(str(parsed), tuple(sorted(always)), learning, total), FreezeScheduleCallback(parsed)
 
 

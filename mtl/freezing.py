@@ -68,11 +68,15 @@ def apply_freezing(model: MTLModel, setting: str | None) -> Freezing:
             model.get_submodule(name).requires_grad_(False)
         model.frozen_modules = modules
         model.train(model.training)
-    trainable = sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
-    total = sum(parameter.numel() for parameter in model.parameters())
-    freezing = Freezing(setting, tuple(model.frozen_modules), trainable, total)
+    freezing = Freezing(setting, tuple(model.frozen_modules), *count_parameters(model))
     logger.info("%s", freezing)
     return freezing
+
+
+def count_parameters(model: nn.Module) -> tuple[int, int]:
+    """Returns the count of the parameters that learn now, and that of all."""
+    counts = [(parameter.numel(), parameter.requires_grad) for parameter in model.parameters()]
+    return sum(count for count, learns in counts if learns), sum(count for count, _ in counts)
 
 
 def frozen_modules(model: MTLModel, setting: str) -> tuple[str, ...]:

@@ -8,8 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from configuration_mtl import TaskConfig
-from modeling_mtl import valid_labels
+from configuration_mtl import TaskConfig, valid_labels
 from mtl.collation import TEACHERS, without_guidance
 from mtl.distillation import Distillation, count_items
 from mtl.labels import label_column

@@ -22,6 +22,7 @@ from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.collation import ORIGINAL_COLUMN, ORIGINALS
 from mtl.content_keys import cache_file, key_of, key_of_config, key_of_rows, key_of_weights
+from mtl.task_losses import TaskLossMeans
 
 logger = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ class Preservation:
         self.model, self.args = model, args
         self.weight = args.preserve_embeddings
         self.encoder_key: str | None = None
-        self._sums: Tensor | None = None
+        self._means = TaskLossMeans()
         if not self.weight:
             return
         if PRESERVATION in model.config.task_names:
@@ -132,8 +133,7 @@ class Preservation:
             num_items: Counts over the whole optimizer step; that of `ROWS` is used. Shape () each.
         """
         total = (1.0 - F.cosine_similarity(embeddings.float(), originals, dim=-1)).sum()  # ()
-        sums = torch.stack([total.detach(), total.new_tensor(len(originals))])  # (2,)
-        self._sums = sums if self._sums is None else self._sums + sums
+        self._means.note(PRESERVATION, total, torch.tensor(len(originals), device=total.device))
         return self.weight * total / num_items[ROWS].clamp(min=1)
 
     def take_mean(self, reduce: Callable[[Any], Any] | None = None) -> dict[str, float]:
@@ -142,11 +142,7 @@ class Preservation:
         Args:
             reduce: Sums tensors over processes; None for one process.
         """
-        if self._sums is None:
-            return {}
-        sums, self._sums = self._sums, None
-        total, count = (sums if reduce is None else reduce(sums)).tolist()
-        return {f"loss_{PRESERVATION}": total / count}
+        return {f"loss_{name}": mean for name, mean in self._means.take(reduce).items()}
 
     def save(self, folder: str) -> None:
         """Writes the key of the original encoder into a checkpoint, if there is one."""

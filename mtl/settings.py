@@ -14,6 +14,7 @@ from transformers import HfArgumentParser
 from configuration_mtl import TaskConfig
 from modeling_mtl import DEFAULT_BACKBONE
 from mtl.arguments import JsonObject, MTLTrainingArguments
+from mtl.sources import SourceConfig
 
 EMBEDDED_BACKBONE = "embedded"
 EMBEDDED_BACKBONE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
@@ -105,6 +106,10 @@ class RunSettings:
 
         if self.other_tasks not in ("error", "keep", "remove"):
             raise ValueError(f"other_tasks is {self.other_tasks!r}. Use 'error', 'keep' or 'remove'.")
+
+    def source_configs(self) -> list[SourceConfig]:
+        """Returns the sources."""
+        return [SourceConfig.from_dict(source) for source in self.sources]
 
     def task_configs(self) -> tuple[TaskConfig, ...]:
         """Returns the tasks as configured; labels may still be open."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from modeling_mtl import valid_labels
+from configuration_mtl import valid_labels
 
 
 class TaskLossMeans:
@@ -25,8 +25,12 @@ class TaskLossMeans:
             counts: Each task's count of labels in the whole step. Shape ().
         """
         for name, loss in losses.items():
-            self._sums[name] = self._sums.get(name, 0.0) + loss.detach() * counts[name].clamp(min=1)
-            self._counts[name] = self._counts.get(name, 0) + valid_labels(labels[name]).sum()
+            self.note(name, loss * counts[name].clamp(min=1), valid_labels(labels[name]).sum())
+
+    def note(self, name: str, total: Tensor, count: Tensor) -> None:
+        """Takes in a sum of losses over some items, and how many these are; shape () each."""
+        self._sums[name] = self._sums.get(name, 0.0) + total.detach()
+        self._counts[name] = self._counts.get(name, 0) + count
 
     def take(self, reduce: Callable[[Any], Any] | None = None) -> dict[str, float]:
         """Returns the mean loss of each task that had labels since the last call, and begins anew.

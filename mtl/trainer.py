@@ -95,9 +95,7 @@ class MTLTrainer(DataTrainer):
         self.label_smoother = None  # The base class's own, for one task.
         self.loss_is_scaled_for_ga = True
         self._task_losses = TaskLossMeans()
-        self.embedding_cache = make_embedding_cache(
-            model, args, self.data_collator, autocast=self.accelerator.autocast
-        )
+        self.embedding_cache = make_embedding_cache(model, args, self.data_collator, self._autocast)
         self.balance = GradientBalance(model, args, self.weighting, self.accelerator)
         self._conflicts = ConflictCallback(self.balance, self.log)
         self.add_callback(self._conflicts)
@@ -122,10 +120,8 @@ class MTLTrainer(DataTrainer):
         self.preservation.encoder_key = encoder_key  # The encoder of every trial begins with the same weights.
         if isinstance(self.compute_metrics, EvaluationMetrics):
             self.compute_metrics = EvaluationMetrics(self.tasks)
-        before, self.embedding_cache = (
-            self.embedding_cache,
-            make_embedding_cache(model, self.args, self.data_collator, self._autocast),
-        )
+        before = self.embedding_cache
+        self.embedding_cache = make_embedding_cache(model, self.args, self.data_collator, self._autocast)
         if before is not None and self.embedding_cache is not None:
             self.embedding_cache.take_over(before)
         self._weighting_callback.weighting = self.weighting
@@ -133,6 +129,7 @@ class MTLTrainer(DataTrainer):
         return model
 
     def _autocast(self) -> Any:
+        # The accelerator is made anew for each trial of a search.
         return self.accelerator.autocast()
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
