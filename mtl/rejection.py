@@ -22,6 +22,8 @@ from mtl.labels import label_column
 logger = logging.getLogger(__name__)
 
 REJECTION_METRICS = ("oos_auroc", "oos_recall", "oos_precision", "joint_accuracy", "oos_support")
+THRESHOLD_METRICS = ("oos_recall", "oos_precision", "joint_accuracy")
+"""Those that are there only with a threshold."""
 
 
 def rejects(task: TaskConfig) -> bool:

@@ -9,6 +9,7 @@ from modeling_mtl import MTLModel
 from mtl.adapters import has_adapter
 from mtl.arguments import MTLTrainingArguments
 from mtl.optimization import learning_rates
+from mtl.rejection import THRESHOLD_METRICS
 from mtl.weighting import WEIGHTINGS
 
 logger = logging.getLogger(__name__)
@@ -38,6 +39,7 @@ def check_arguments(model: MTLModel, args: MTLTrainingArguments, others: Mapping
             f"The model has an adapter, and peft={args.peft}, freeze={args.freeze!r} or freeze_schedule="
             f"{args.freeze_schedule} says what else is to learn. Leave these out, or merge the adapter first."
         )
+    _check_best_metric(model.config.tasks, args)
     learning_rates(model, args)  # Refuses a `layer_decay` for which the encoder has no layers.
     kind = WEIGHTINGS.get(args.weighting)
     if kind is not None and not kind.is_additive and args.gradient_accumulation_steps > 1:
@@ -53,6 +55,17 @@ def check_arguments(model: MTLModel, args: MTLTrainingArguments, others: Mapping
             f"and weighting={args.weighting!r} would have no effect. Leave them at their defaults, or give no "
             "optimizer."
         )
+
+
+def _check_best_metric(tasks: Sequence[TaskConfig], args: MTLTrainingArguments) -> None:
+    name = (args.metric_for_best_model or "").removeprefix("eval_")
+    for task in tasks:
+        if task.rejection_threshold is None and name in [f"{task.name}_{metric}" for metric in THRESHOLD_METRICS]:
+            raise ValueError(
+                f"metric_for_best_model={args.metric_for_best_model!r} is measured at the rejection threshold of task "
+                f"{task.name!r}, which is fitted after training only. Choose '{task.name}_oos_auroc', or set the "
+                "task's `rejection_threshold`."
+            )
 
 
 def warn_of_no_effect(model: MTLModel, args: MTLTrainingArguments) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -280,6 +281,16 @@ def test_fitted_threshold_reaches_model_evaluation_and_folder(
     accepting = trainer.fit_rejection(acceptance=1.0)["topic"]
     assert accepting == pytest.approx(sure[labels >= 0].min() - 1)
     assert trainer.fit_rejection(task_names=[]) == {}
+
+
+def test_a_best_model_by_what_needs_a_threshold_is_refused(
+    tiny_model: MakeModel, oos_splits: Splits, tmp_path: Path
+) -> None:
+    splits, (topic, sentiment) = oos_splits
+    settings: dict[str, Any] = {"metric_for_best_model": "eval_topic_joint_accuracy", "load_best_model_at_end": False}
+    with pytest.raises(ValueError, match="threshold of task 'topic', which is fitted after.*'topic_oos_auroc'"):
+        _trainer(tiny_model(tasks=(topic, sentiment)), splits, tmp_path, **settings)
+    _trainer(tiny_model(tasks=(replace(topic, rejection_threshold=0.5), sentiment)), splits, tmp_path, **settings)
 
 
 def test_resumed_run_gets_the_same_threshold(tiny_model: MakeModel, oos_splits: Splits, tmp_path: Path) -> None:
