@@ -49,7 +49,7 @@ class MergeSettings(RunSettings):
         teachers: `<task>=<folder or name on the Hub>` of each classifier, with the name that its task gets.
         texts: File or data set of the texts: what `path` of a source may be. A TXT file holds one text a line.
         text: Column of the texts.
-        split_column: Column that says in which split a text is; without it held-out texts are cut off by the seed.
+        split_column: Column that says in which split a text is; without it held-out texts are cut off by `split_seed`.
         labels: Column of each task that has true labels, against which teachers and student are measured; nothing
             learns from them.
     """

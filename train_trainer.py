@@ -184,7 +184,7 @@ def read_sources(
             settings.source_configs(),
             tasks,
             base_dir=settings.data_dir,
-            seed=args.seed,
+            seed=settings.split_seed,
             validation_fraction=settings.validation_fraction,
             test_fraction=settings.test_fraction,
             drop_empty=settings.drop_empty,

@@ -51,6 +51,8 @@ class RunSettings:
         drop_overlap: Whether rows of validation and test whose text is also in train are left out.
         validation_fraction: Share of train that becomes validation where the source has none.
         test_fraction: Share of train that becomes test where the source has none.
+        split_seed: Seed of these cuts; apart from `seed`, so that runs of several seeds, and a model and its teacher,
+            share their splits.
         search: Settings of a search over learning rates and task weights, which then takes the place of the training;
             a dict of `mtl.search.SearchConfig`.
         fit_rejection: Whether thresholds of tasks with an `out_of_scope_label` are fitted on validation. If not given,
@@ -81,6 +83,7 @@ class RunSettings:
     drop_overlap: bool = field(default=False, metadata={"help": "Leave out evaluation rows that train has too."})
     validation_fraction: float = field(default=0.1, metadata={"help": "Share of train cut off for validation."})
     test_fraction: float = field(default=0.1, metadata={"help": "Share of train cut off for test."})
+    split_seed: int = field(default=0, metadata={"help": "Seed of these cuts."})
     search: JsonObject | None = field(default=None, metadata={"help": "Search instead of training; a JSON object."})
     fit_rejection: bool | None = field(
         default=None, metadata={"help": "Fit rejection thresholds on validation; after a training if not given."}

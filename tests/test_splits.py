@@ -9,8 +9,11 @@ from conftest import WriteRows
 from datasets import Dataset, DatasetDict
 
 from configuration_mtl import TaskConfig
+from mtl.arguments import MTLTrainingArguments
 from mtl.data import load_sources
+from mtl.settings import JsonObject, RunSettings
 from mtl.sources import SourceConfig
+from train_trainer import read_sources
 
 TOPIC = TaskConfig("topic")
 
@@ -92,6 +95,18 @@ def test_cut_goes_by_seed_and_text_not_by_the_order_of_rows(write: WriteRows) ->
     }
     assert first == load_texts(write(rows))
     assert first != load_texts(write(rows), seed=1)
+
+
+def test_program_cuts_by_a_seed_of_its_own(write: WriteRows, tmp_path: Path) -> None:
+    source = JsonObject({"path": str(write(numbered(200))), "labels": {"topic": "topic"}})
+
+    def read(seed: int, **settings: Any) -> dict[str, list[str]]:
+        run = RunSettings(tasks=[JsonObject({"name": "topic"})], sources=[source], **settings)
+        args = MTLTrainingArguments(str(tmp_path), seed=seed)
+        return texts_of(read_sources(run, args, run.task_configs(), taught=())[0])
+
+    assert read(seed=1) == read(seed=2)
+    assert read(seed=1) != read(seed=1, split_seed=1)
 
 
 def test_equal_texts_fall_on_one_side(write: WriteRows) -> None:
