@@ -3,12 +3,18 @@
 python benchmarks/intents.py --data-dir <folder> --seeds 0 1 2 --write README.md
 
 The folder holds clinc150/clinc150.parquet, hwu64/hwu64.parquet and banking77/banking77.parquet, each with a column
-`split`; configs/intents.yaml says where they come from. With --output benchmarks/results/intents-<name>.json and
-further settings after -- a try stands beside the others.
+`split`; configs/intents.yaml says where they come from. A try is measured with an --output of its own, such as
+benchmarks/results/intents-longer.json, and its settings after --, as --num_train_epochs 20. `--compare
+docs/intents.md` writes the table of all tries, without training.
 """
 
 import argparse
+import json
+from pathlib import Path
+from statistics import mean
+from typing import Any
 
+from documents import write_between
 from seeds import add_options, measure
 
 SETTINGS = "configs/intents.yaml"
@@ -16,12 +22,43 @@ COLUMNS = tuple((name, "accuracy") for name in ("clinc", "hwu", "banking", "clin
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Runs the seeds that the results file does not have yet, then writes the table."""
+    """Runs the seeds that the results file does not have yet, then writes the table; or the table of all tries."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-dir", required=True, help="Folder of the data sets.")
+    parser.add_argument("--data-dir", help="Folder of the data sets.")
+    parser.add_argument("--compare", type=Path, help="File for the table of all tries, between its markers.")
     add_options(parser, "intents.json")
     options = parser.parse_args(argv)
-    measure(options, SETTINGS, COLUMNS, ["--data_dir", options.data_dir])
+    if options.compare is not None:
+        write_between(options.compare, "<!-- tries:begin -->", "<!-- tries:end -->", tries(options.output.parent))
+    elif options.data_dir is None:
+        parser.error("--data-dir is needed to train: the folder of the data sets.")
+    else:
+        measure(options, SETTINGS, COLUMNS, ["--data_dir", options.data_dir])
+
+
+def tries(folder: Path) -> str:
+    """Formats the means over the seeds of every try as Markdown, the best on validation first.
+
+    Args:
+        folder: The folder of the results files; the name of each begins with `intents`.
+    """
+    heads = " | ".join(task for task, _ in COLUMNS[:3])
+    first = f"| settings beside those of {SETTINGS} | seeds | validation: {heads} | test: {heads} |"
+    lines = [first, "|---" * 8 + "|"]
+    rows = [_row(json.loads(path.read_text())) for path in folder.glob("intents*.json")]
+    return "\n".join([*lines, *(text for _, text in sorted(rows, reverse=True))])
+
+
+def _row(report: dict[str, Any]) -> tuple[float, str]:
+    runs = report["runs"].values()
+    means = [
+        mean(run["results"][split]["tasks"][task][metric] for run in runs)
+        for split in ("validation", "test")
+        for task, metric in COLUMNS[:3]
+    ]
+    settings = " ".join(report["settings"]["overrides"])
+    cells = " | ".join(f"{value:.4f}" for value in means)
+    return mean(means[:3]), f"| {f'`{settings}`' if settings else 'none'} | {len(runs)} | {cells} |"
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ ROOT = Path(__file__).resolve().parents[1]
 # By path: another installed package may bring a module `benchmarks`.
 FREEZING = runpy.run_path(str(ROOT / "benchmarks" / "freezing.py"))
 CACHE = runpy.run_path(str(ROOT / "benchmarks" / "embedding_cache.py"))
+INTENTS = runpy.run_path(str(ROOT / "benchmarks" / "intents.py"))
 EMBEDDED = runpy.run_path(str(ROOT / "benchmarks" / "embedded.py"))
 CONFIG = {"learning_rate": 2e-4, "head_learning_rate": 1e-3, "seed": 0}
 
@@ -191,6 +192,28 @@ def test_table_of_the_embedded_default(tmp_path: Path, capsys: pytest.CaptureFix
         EMBEDDED["main"](["--seeds", "0", "--output", str(output), "--write", str(output)])
     with pytest.raises(SystemExit, match="other settings"):
         EMBEDDED["main"](["--seeds", "0", "--output", str(output), "--", "--learning_rate", "1"])
+
+
+def test_tries_are_compared_by_validation(tmp_path: Path) -> None:
+    def runs(*values: tuple[float, float]) -> dict[str, Any]:
+        def tasks(value: float) -> dict[str, Any]:
+            return {"tasks": {task: {"accuracy": value} for task in ("clinc", "hwu", "banking")}}
+
+        splits = [{"validation": tasks(validation), "test": tasks(test)} for validation, test in values]
+        return {str(seed): {"results": results} for seed, results in enumerate(splits)}
+
+    base = {"settings": {"overrides": []}, "runs": runs((0.5, 0.9), (0.7, 0.8))}
+    longer = {"settings": {"overrides": ["--num_train_epochs", "20"]}, "runs": runs((0.7, 0.6))}
+    for name, report in (("intents", base), ("intents-longer", longer), ("embedded", {})):
+        (tmp_path / f"{name}.json").write_text(json.dumps(report))
+    document = tmp_path / "tries.md"
+    document.write_text("<!-- tries:begin -->\n<!-- tries:end -->\n")
+    INTENTS["main"](["--output", str(tmp_path / "intents.json"), "--compare", str(document)])
+    lines = document.read_text().splitlines()
+    assert lines[4] == "| `--num_train_epochs 20` | 1 | 0.7000 | 0.7000 | 0.7000 | 0.6000 | 0.6000 | 0.6000 |"
+    assert lines[5] == "| none | 2 | 0.6000 | 0.6000 | 0.6000 | 0.8500 | 0.8500 | 0.8500 |"
+    with pytest.raises(SystemExit):
+        INTENTS["main"](["--seeds", "0"])  # Without data.
 
 
 def test_table_of_the_cache_by_hand() -> None:
