@@ -247,8 +247,8 @@ class MTLConfig(PreTrainedConfig):
         if self.schema_version > SCHEMA_VERSION:
             raise ValueError(
                 f"This config.json has schema_version {self.schema_version}, but this code reads at most "
-                f"{SCHEMA_VERSION}: the model was saved by a newer release. Upgrade with `pip "
-                "install -U mtl-sentence-transformers`, or, where this package is not imported, load with "
+                f"{SCHEMA_VERSION}: the model was saved by a newer release. Upgrade "
+                "mtl-sentence-transformers, or, where this package is not imported, load with "
                 "`trust_remote_code=True` to use its own code."
             )
         self._check_keywords(kwargs)

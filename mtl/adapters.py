@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 HEADS_NAME = "heads.safetensors"
 """The heads of a model whose adapter is saved alone, beside the two files that `peft` itself reads."""
 
-_NEEDS_PEFT = 'Adapters need `pip install "mtl-sentence-transformers[peft]"`.'
+_NEEDS_PEFT = "Adapters need `pip install peft`."
 _KEY = "_adapter"  # Among the model's plain attributes: as a module it would be a second name for the encoder.
 _BASE = "base_key"
 # Others change the encoder's own weights, so that the adapter would not fit the encoder that it was added to.

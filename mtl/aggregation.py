@@ -58,7 +58,7 @@ class Aggregation:
 
             self._weighting = getattr(aggregation, class_name)(**settings)
         except ImportError as error:
-            extra = _EXTRAS.get(name, "mtl-sentence-transformers[aggregation]")
+            extra = _EXTRAS.get(name, "torchjd[quadprog_projector]")
             raise ImportError(f'aggregation={name!r} needs `pip install "{extra}"`.') from error
         self._seed = seed
 

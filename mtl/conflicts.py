@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import Tensor
 
+from mtl.preservation import PRESERVATION
+
 NORM, COSINE = "grad_norm_", "grad_cos_"
 STRONG_CONFLICT = -0.1
 """Mean cosine at and below which a pair of tasks is said to be in conflict."""
@@ -83,13 +85,17 @@ class ConflictSummary:
 
     @property
     def advice(self) -> str:
-        """What to do about it, in a sentence or two."""
-        return " ".join([self._about_directions(), *self._about_norms()])
+        """What to do about it, in a sentence or two; about the tasks alone, not about what preserves the embedding."""
+        norms = self._about_norms()
+        return " ".join([self._about_directions(are_even=not norms), *norms])
 
-    def _about_directions(self) -> str:
-        if not self.pairs:
+    def _about_directions(self, *, are_even: bool) -> str:
+        pairs = [pair for pair in self.pairs if PRESERVATION not in pair.tasks]
+        if len(self._task_norms()) < 2:
+            return "Only one task was measured, so there is nothing that it could be in conflict with."
+        if not pairs:
             return "No two tasks had labels in the same step, so nothing is known of conflicts."
-        lowest = min(self.pairs, key=lambda pair: pair.mean_cosine)
+        lowest = min(pairs, key=lambda pair: pair.mean_cosine)
         between = f"between {lowest.tasks[0]!r} and {lowest.tasks[1]!r}"
         if lowest.mean_cosine <= STRONG_CONFLICT:
             return (
@@ -97,16 +103,21 @@ class ConflictSummary:
                 f"{lowest.negative_share:.0%} of {lowest.count} measurements): try `aggregation: pcgrad`, a "
                 "`hidden_size` for the heads of these tasks, or a model of its own for one of them."
             )
+        # Cosines say nothing of lengths, so weights are spoken of only where these are alike.
+        suffices = "equal weights suffice" if are_even else "gradients need no aggregation"
         if lowest.mean_cosine > 0:
             lowest_value = f"the lowest is {lowest.mean_cosine:+.2f}, {between}"
-            return f"The mean cosines stay above zero ({lowest_value}): equal weights suffice."
+            return f"The mean cosines stay above zero ({lowest_value}): {suffices}."
         return (
             f"No strong conflict (the lowest mean cosine is {lowest.mean_cosine:+.2f}, {between}): the tasks hardly "
-            "touch each other, so equal weights suffice unless one of them learns too little."
+            f"touch each other, so {suffices} unless one of them learns too little."
         )
 
+    def _task_norms(self) -> dict[str, float]:
+        return {task: norm for task, norm in self.mean_norms.items() if task != PRESERVATION}
+
     def _about_norms(self) -> list[str]:
-        known = {task: norm for task, norm in self.mean_norms.items() if norm > 0}
+        known = {task: norm for task, norm in self._task_norms().items() if norm > 0}
         large, small = (choose(known, key=known.__getitem__, default="") for choose in (max, min))
         if not known or known[large] <= UNEVEN_NORMS * known[small]:
             return []

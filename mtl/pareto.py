@@ -12,8 +12,6 @@ from typing import Any
 
 from mtl.metrics import LOWER_IS_BETTER
 
-_EXTRA = 'pip install "mtl-sentence-transformers[search]"'
-
 
 def pareto_front(points: Sequence[Sequence[float]], directions: Sequence[str]) -> list[int]:
     """Returns the indices of the points that no other dominates: as good everywhere and better somewhere.
@@ -89,4 +87,4 @@ def optional_module(name: str) -> Any:
     try:
         return importlib.import_module(name)
     except ImportError as error:
-        raise ImportError(f"A search needs {name}: `{_EXTRA}`.") from error
+        raise ImportError(f"A search needs {name}: `pip install {name}`.") from error

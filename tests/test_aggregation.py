@@ -97,8 +97,8 @@ def test_unknown_name() -> None:
 @pytest.mark.parametrize(
     ("name", "module", "extra"),
     [
-        ("mgda", "torchjd", "mtl-sentence-transformers.aggregation."),
-        ("upgrad", "quadprog", "mtl-sentence-transformers.aggregation."),
+        ("mgda", "torchjd", "torchjd.quadprog_projector."),
+        ("upgrad", "quadprog", "torchjd.quadprog_projector."),
         ("cagrad", "cvxpy", "torchjd.cagrad."),
     ],
 )

@@ -67,6 +67,24 @@ def test_advice(cosines: list[float], advice: str) -> None:
     assert "The gradient of" not in summary.advice
 
 
+def test_advice_on_uneven_norms_does_not_call_equal_weights_enough() -> None:
+    summary = summarize_conflicts([{"grad_norm_a": 1.0, "grad_norm_b": 14.0, "grad_cos_a_b": 0.2}])
+    assert summary is not None
+    assert summary.advice == (
+        "The mean cosines stay above zero (the lowest is +0.20, between 'a' and 'b'): gradients need no aggregation. "
+        "The gradient of 'b' is 14 times that of 'a': lower its `weight`, or choose another `weighting`, such as "
+        "`initial_loss`."
+    )
+
+
+def test_advice_is_not_about_the_preservation_of_the_embedding() -> None:
+    entry = {"grad_norm_a": 1.0, "grad_norm_preservation": 1e-3, "grad_cos_a_preservation": -0.5}
+    summary = summarize_conflicts([entry])
+    assert summary is not None
+    assert "| preservation | -0.50 (100%, 1) |" in summary.table()
+    assert summary.advice == "Only one task was measured, so there is nothing that it could be in conflict with."
+
+
 def test_order_of_a_pair_does_not_matter() -> None:
     # Task a had no label in the first step, so b is known first.
     summary = summarize_conflicts(
