@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from datasets import DatasetDict
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, set_seed
 from transformers.trainer import DEFAULT_PROGRESS_CALLBACK
 from transformers.utils import logging as transformers_logging
@@ -23,7 +24,7 @@ from configuration_mtl import MTLConfig, TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.card import build_card
-from mtl.checkpoints import last_complete_checkpoint
+from mtl.checkpoints import check_checkpoint, last_complete_checkpoint
 from mtl.console import ProgressReport, metrics_table, sample_lines, true_labels
 from mtl.data import load_sources, row_texts, tokenize_splits
 from mtl.evaluation import EvaluationResult, evaluate_split, evaluation_of_final_model
@@ -45,6 +46,8 @@ from mtl.trainer import MTLTrainer
 logger = logging.getLogger("train_trainer")
 
 PROGRAM = "train_trainer.py"
+_LAST = (True, "true", "True", "last")
+"""Values of `resume_from_checkpoint` that name no folder."""
 CARD, REPORT = "README.md", "report.json"
 RELATED = ("The battery lasts all day.", "I can use it from morning to night on one charge.")
 UNRELATED = ("The battery lasts all day.", "The senate rejected the bill on Tuesday.")
@@ -92,9 +95,11 @@ def or_exit(program: str, set_up: Callable[[], Ready]) -> Ready:
     """Returns what a program sets up; what is wrong with its settings or data ends it with the message alone."""
     try:
         return set_up()
-    except (ImportError, OSError, ValueError) as error:
+    except (ImportError, OSError, ValueError, StrictDataclassError) as error:
         logger.debug("The set-up failed.", exc_info=True)  # With `--log_level debug`.
-        sys.exit(f"{program}: error: {error}")
+        # What checks a configuration hides the message behind the names of its own parts.
+        told = error.__cause__ if isinstance(error, StrictDataclassError) and error.__cause__ else error
+        sys.exit(f"{program}: error: {told}")
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -160,6 +165,8 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
 
 def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
     """Loads the data and the model and puts them into a trainer."""
+    if args.resume_from_checkpoint and args.resume_from_checkpoint not in _LAST:
+        check_checkpoint(args.resume_from_checkpoint)
     resolve_backbone(settings.backbone)  # A package that is missing is told before anything is read.
     teachers = [
         load_mtl_teacher(name, trust_remote_code=settings.trust_remote_code, device=args.device)
@@ -303,7 +310,7 @@ def train(run: Run) -> dict[str, Any]:
         logger.warning("freeze=%s: nothing trains, the model is only evaluated.", run.trainer.freezing.setting)
         return {}
     resume = run.trainer.args.resume_from_checkpoint
-    if resume in (True, "true", "True", "last"):
+    if resume in _LAST:
         resume = last_complete_checkpoint(run.output_dir)
         logger.info("Resuming from %s.", resume or "the start: there is no complete checkpoint yet")
     started = time.perf_counter()

@@ -29,6 +29,14 @@ class JsonObject(dict):
         super().__init__(json.loads(value) if isinstance(value, str) else value)
 
 
+_LEAST = {
+    "per_device_train_batch_size": 1, "per_device_eval_batch_size": 1, "gradient_accumulation_steps": 1,
+    "early_stopping_patience": 1, "dataloader_num_workers": 0, "num_train_epochs": 0, "learning_rate": 0,
+    "head_learning_rate": 0, "weight_decay": 0,
+}  # fmt: skip
+"""Least values of settings that nobody else would check before training, or at all: a rate below 0 is gradient ascent,
+a patience of 0 stops at the first evaluation whatever it says."""
+
 _WATCH_A_METRIC = (SchedulerType.REDUCE_ON_PLATEAU, SchedulerType.GREEDY)
 
 
@@ -149,6 +157,7 @@ class MTLTrainingArguments(TrainingArguments):
         if cache not in ("auto", "true", "false"):
             raise ValueError(f"cache_embeddings {cache!r} is unknown. Use 'auto', 'true' or 'false'.")
         refuse_lone_process(os.environ)
+        self._check_ranges()
         self._check_sampling()
         self._refuse_what_is_not_supported()
         self._check_distillation()
@@ -160,12 +169,26 @@ class MTLTrainingArguments(TrainingArguments):
             raise ValueError("precision='fp32' stands against bf16=True or fp16=True. Set one of them.")
         # Pinned memory serves copies to an accelerator; without one torch warns at every data loader.
         self.dataloader_pin_memory = self.dataloader_pin_memory and torch.accelerator.is_available()
+        if self.data_seed is None:
+            # Else the order of rows follows from whoever has last set torch's seed when training begins.
+            self.data_seed = self.seed
         self._choose_metric()
         super().__post_init__()
         self._check_ranks()
         if self.lr_scheduler_type in _WATCH_A_METRIC:
             given: Any = self.lr_scheduler_kwargs or {}  # Parsed by now.
             self.lr_scheduler_kwargs = {"mode": "max" if self.greater_is_better else "min", **given}
+
+    def _check_ranges(self) -> None:
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not (math.isfinite(value) and value >= least):
+                raise ValueError(f"{name} must be a number of at least {least}, found {value}.")
+        if self.early_stopping_patience is not None and self.eval_strategy in (False, "no", None):
+            raise ValueError(
+                f"early_stopping_patience={self.early_stopping_patience} counts evaluations, but eval_strategy is "
+                "'no'. Set it to 'epoch' or 'steps', or leave the patience out."
+            )
 
     def _refuse_what_is_not_supported(self) -> None:
         if self.conflict_steps is not None and self.conflict_steps < 1:

@@ -33,18 +33,69 @@ _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike[str]) -> str | None:
-    """Returns the newest checkpoint of a run whose every file is whole, or None if there is none."""
+    """Returns the newest checkpoint of a run whose every file is whole, or None if there is none.
+
+    It is that of most steps, but not one that an earlier run in the same folder has left.
+    """
+    whole: list[Path] = []
+    for folder in _checkpoints(output_dir):
+        fault = checkpoint_fault(folder)
+        if fault is None:
+            whole.append(folder)
+        else:
+            logger.warning("Checkpoint %s is left out: %s.", folder, fault)
+    if not whole:
+        return None
+    latest = max(reversed(whole), key=_time_of_writing)  # Of equal times that of most steps.
+    if _time_of_writing(latest) <= _time_of_writing(whole[0]) + 1.0 or _goes_on_from(whole[0], latest):
+        latest = whole[0]
+    else:
+        logger.warning("Checkpoint %s is left out: it is of an earlier run than %s.", whole[0], latest)
+    return str(latest)
+
+
+def _checkpoints(output_dir: str | os.PathLike[str]) -> list[Path]:
+    """Returns the folders of checkpoints, that of most steps first."""
     folders = [
         (int(match[1]), folder)
         for folder in Path(output_dir).glob("checkpoint-*")
         if (match := _CHECKPOINT.fullmatch(folder.name))
     ]
-    for _, folder in sorted(folders, reverse=True):
-        fault = checkpoint_fault(folder)
-        if fault is None:
-            return str(folder)
-        logger.warning("Checkpoint %s is left out: %s.", folder, fault)
-    return None
+    return [folder for _, folder in sorted(folders, reverse=True)]
+
+
+def _time_of_writing(folder: Path) -> float:
+    return (folder / TRAINER_STATE_NAME).stat().st_mtime  # s
+
+
+def _goes_on_from(folder: Path, earlier: Path) -> bool:
+    """Returns whether what a checkpoint has logged begins with all that another has; times differ if it was copied."""
+    log, begin = ((_read_json(some / TRAINER_STATE_NAME) or {}).get("log_history") or [] for some in (folder, earlier))
+    return bool(begin) and log[: len(begin)] == begin
+
+
+def warn_of_earlier_run(output_dir: str | os.PathLike[str]) -> None:
+    """Tells which checkpoints a run that begins anew finds in its folder."""
+    found = _checkpoints(output_dir)
+    if found:
+        logger.warning(
+            "%r holds %d checkpoints of an earlier run, up to %s. This run begins anew, and writes beside and over "
+            "them; `resume_from_checkpoint` goes on with one.",
+            os.fspath(output_dir), len(found), found[0].name,
+        )  # fmt: skip
+
+
+def check_checkpoint(folder: str | os.PathLike[str]) -> None:
+    """Checks that a checkpoint is there and whole.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    fault = checkpoint_fault(Path(folder)) if Path(folder).is_dir() else "there is no such folder"
+    if fault is not None:
+        raise ValueError(
+            f"{os.fspath(folder)!r} cannot be resumed from: {fault}. Give the folder of a whole checkpoint, or 'last'."
+        )
 
 
 def checkpoint_fault(folder: Path) -> str | None:
@@ -91,8 +142,10 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
         args: Settings of the run that is to go on.
 
     Raises:
-        ValueError: If its tasks, in their order, its pooling, or what trains, and how, is another.
+        ValueError: If it is missing or not whole, or its tasks, in their order, its pooling, or what trains, and how,
+            is another.
     """
+    check_checkpoint(checkpoint)
     saved = _read_json(Path(checkpoint) / CONFIG_NAME)
     pairs = [] if saved is None else [(_meaning(saved), _meaning(config.to_dict()))]
     settings, now = _read_json(Path(checkpoint) / TRAINING_ARGS_JSON), json.loads(args.to_json_string())
@@ -110,6 +163,13 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
         for key in ("learning_rate", "head_learning_rate"):
             if settings.get(key) != now.get(key):
                 logger.warning("%s stays %s, as in %s.", key, settings.get(key), checkpoint)
+        for key in ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps"):
+            if settings.get(key, now[key]) not in (now[key], None):
+                logger.warning(
+                    "%s is %s in %s, and now %s: the rows of an epoch come in another order, or in other batches, "
+                    "than in the run that is resumed, so some may be seen twice in it, others not.",
+                    key, settings[key], checkpoint, now[key],
+                )  # fmt: skip
     _warn_of_another_order(checkpoint, args)
     for before, after in pairs:
         changed = [key for key in before if before[key] != after[key]]

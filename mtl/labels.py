@@ -108,6 +108,11 @@ def _labels_in_train(task: TaskConfig, parts: Sequence[Part]) -> list[str]:
     # Where there is no train at all, nothing is to be learned, and `num_labels` is enough.
     if not labels and (trains or task.num_labels is None):
         raise ValueError(f"Task {task.name!r} has no label in split 'train'. Fill its column, or name its `labels`.")
+    if str(IGNORE_INDEX) in labels:
+        raise ValueError(
+            f"Task {task.name!r}: {IGNORE_INDEX} in its column would be a class, but often stands for a missing "
+            f"label. Leave such cells empty, or name all `labels` of the task, if it is one: {labels[:_MOST_SHOWN]}."
+        )
     return sorted(labels, key=int) if all_integers(pa.array(labels, pa.string())) else sorted(labels)
 
 

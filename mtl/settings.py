@@ -107,6 +107,8 @@ class RunSettings:
                     f"`{name}` must be a list of mappings, `- name: ...` or `- path: ...`; found {given!r}."
                 )
 
+        if self.search is not None and not isinstance(self.search, dict):
+            raise ValueError(f"`search` must be a mapping such as `{{n_trials: 20}}`; found {self.search!r}.")
         if self.other_tasks not in ("error", "keep", "remove"):
             raise ValueError(f"other_tasks is {self.other_tasks!r}. Use 'error', 'keep' or 'remove'.")
 
@@ -121,6 +123,8 @@ class RunSettings:
             for key in task:
                 if key not in known:
                     raise ValueError(_unknown(f"of task {task.get('name')!r}", key, known))
+            if "name" not in task:
+                raise ValueError(f"A task has no `name`; found {dict(task)}. Give it one.")
         return tuple(TaskConfig(**task) for task in self.tasks)
 
 
@@ -183,7 +187,7 @@ def _read_yaml(path: Path, actions: dict[str, argparse.Action], names: list[str]
     if not path.is_file():
         raise FileNotFoundError(f"There is no settings file {str(path)!r} (working directory {os.getcwd()!r}).")
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_DistinctKeys)
     except yaml.YAMLError as error:
         raise ValueError(f"{path} is no YAML: {error}") from error
     if not isinstance(content, dict):
@@ -194,6 +198,23 @@ def _read_yaml(path: Path, actions: dict[str, argparse.Action], names: list[str]
             raise ValueError(_unknown(f"in {path}", str(key), names))
         values[key] = _coerced(path, actions[key], value)
     return values
+
+
+class _DistinctKeys(yaml.SafeLoader):
+    """Refuses a mapping with a key twice, of which YAML would take the last one without a word."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        """Constructs a mapping; see `yaml.SafeLoader`."""
+        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+        for place, key in enumerate(keys):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(
+                    None,
+                    None,
+                    f"key {key[1]!r} stands twice in one mapping. Leave one out",
+                    node.value[place][0].start_mark,
+                )
+        return super().construct_mapping(node, deep)
 
 
 def _coerced(path: Path, action: argparse.Action, value: Any) -> Any:

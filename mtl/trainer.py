@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from transformers import EarlyStoppingCallback, TrainerCallback
+from transformers import TrainerCallback
 from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.averaging import AveragingCallback
-from mtl.checkpoints import check_same_run, last_complete_checkpoint
+from mtl.checkpoints import check_same_run, last_complete_checkpoint, warn_of_earlier_run
 from mtl.collation import ORIGINALS, TEACHERS, MTLCollator, without_guidance
 from mtl.distillation import Distillation, count_items
 from mtl.embedding_cache import make_embedding_cache
@@ -30,6 +30,7 @@ from mtl.smoothing import label_smoothing
 from mtl.task_losses import TaskLossMeans
 from mtl.trainer_checks import check_arguments, check_prefix, warn_of_no_effect
 from mtl.trainer_data import DataTrainer
+from mtl.trainer_state import EarlyStopping
 from mtl.weighting import make_weighting
 from mtl.weighting_callback import WeightingCallback
 
@@ -78,7 +79,7 @@ class MTLTrainer(DataTrainer):
         # They come before the caller's, which are to find the averaged weights when training ends.
         callbacks = [self.averaging, self._schedule, *(callbacks or []), self._weighting_callback]
         if args.early_stopping_patience is not None:
-            callbacks.append(EarlyStoppingCallback(args.early_stopping_patience))
+            callbacks.append(EarlyStopping(args.early_stopping_patience))
         super().__init__(
             model,
             args,
@@ -150,6 +151,8 @@ class MTLTrainer(DataTrainer):
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir!r} to resume from.")
         if resume_from_checkpoint:
             check_same_run(resume_from_checkpoint, self.model.config, self.args)
+        elif self.args.should_save and self.args.save_strategy != "no":
+            warn_of_earlier_run(str(self.args.output_dir))
         self.train_dataset = self.preservation.with_originals(
             self.train_dataset, self.data_collator, resume_from_checkpoint or None
         )

@@ -1,15 +1,21 @@
 """What a trainer refuses at the door."""
 
+import difflib
 import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from configuration_mtl import TaskConfig
+import numpy as np
+import torch
+
+from configuration_mtl import TaskConfig, valid_labels
 from modeling_mtl import MTLModel
 from mtl.adapters import has_adapter
 from mtl.arguments import MTLTrainingArguments
+from mtl.labels import label_column
+from mtl.metrics import METRICS
 from mtl.optimization import learning_rates
-from mtl.rejection import THRESHOLD_METRICS
+from mtl.rejection import REJECTION_METRICS, THRESHOLD_METRICS, rejects
 from mtl.weighting import WEIGHTINGS
 
 logger = logging.getLogger(__name__)
@@ -27,6 +33,7 @@ def check_arguments(model: MTLModel, args: MTLTrainingArguments, others: Mapping
         ValueError: If there are such arguments.
     """
     check_prefix(model.config.tasks, "eval")
+    _check_metric_names(model.config.tasks)
     if args.n_gpu > 1:
         raise ValueError(
             f"{args.n_gpu} GPUs in one process (DataParallel) are not supported: counts of labels by task do not "
@@ -40,6 +47,10 @@ def check_arguments(model: MTLModel, args: MTLTrainingArguments, others: Mapping
             f"{args.freeze_schedule} says what else is to learn. Leave these out, or merge the adapter first."
         )
     _check_best_metric(model.config.tasks, args)
+    if others.get("compute_metrics") is None:
+        _check_metric_is_measured(model.config.tasks, args, others.get("eval_dataset"))
+    if args.weighting != "equal" and all(task.weight == 0 for task in model.config.tasks):
+        raise ValueError(f"All tasks {model.config.task_names} have weight 0, so nothing would be learned. Raise one.")
     learning_rates(model, args)  # Refuses a `layer_decay` for which the encoder has no layers.
     kind = WEIGHTINGS.get(args.weighting)
     if kind is not None and not kind.is_additive and args.gradient_accumulation_steps > 1:
@@ -66,6 +77,56 @@ def _check_best_metric(tasks: Sequence[TaskConfig], args: MTLTrainingArguments) 
                 f"{task.name!r}, which is fitted after training only. Choose '{task.name}_oos_auroc', or set the "
                 "task's `rejection_threshold`."
             )
+
+
+def _check_metric_is_measured(tasks: Sequence[TaskConfig], args: MTLTrainingArguments, dataset: Any) -> None:
+    """Refuses a metric that the Trainer would not find at its first evaluation, after an epoch of training."""
+    if args.metric_for_best_model is None or args.eval_strategy == "no" or dataset is None:
+        return
+    several = isinstance(dataset, Mapping)
+    datasets: Mapping[str, Any] = dataset if several else {"": dataset}
+    known = [
+        f"{name}_{metric}" if several else metric
+        for name, rows in datasets.items()
+        for metric in ["score", "loss", *(key for task in tasks for key in _measured(task, rows))]
+    ]
+    name = args.metric_for_best_model.removeprefix("eval_")
+    if name not in (*known, "runtime", "samples_per_second", "steps_per_second"):
+        near = difflib.get_close_matches(name, known, n=1)
+        raise ValueError(
+            f"metric_for_best_model={args.metric_for_best_model!r} is not measured on the evaluation data."
+            f"{f' Did you mean {near[0]!r}?' if near else ''} Use one of {known}."
+        )
+
+
+def _check_metric_names(tasks: Sequence[TaskConfig]) -> None:
+    """Refuses tasks of which two metrics would have one name: `oos_support` of `a`, `support` of `a_oos`."""
+    owners: dict[str, str] = {}
+    for task in tasks:
+        rejection = REJECTION_METRICS if rejects(task) else ()
+        for key in ["loss", "support", *(metric.key for metric in METRICS[task.problem_type]), *rejection]:
+            name = f"{task.name}_{key}"
+            if name in owners:
+                raise ValueError(
+                    f"Tasks {owners[name]!r} and {task.name!r} both have a metric named {name!r}. Rename one of them."
+                )
+            owners[name] = task.name
+
+
+def _measured(task: TaskConfig, rows: Any) -> list[str]:
+    """Returns the names of the metrics of a task on some rows; without a labelled one that of their count alone."""
+    keys = ["support"]
+    columns = getattr(rows, "column_names", None)
+    if columns is None or (label_column(task.name) in columns and _has_label(rows[label_column(task.name)][:])):
+        keys += ["loss", *(metric.key for metric in METRICS[task.problem_type])]
+    if rejects(task):
+        has_threshold = task.rejection_threshold is not None
+        keys += [key for key in REJECTION_METRICS if has_threshold or key not in THRESHOLD_METRICS]
+    return [f"{task.name}_{key}" for key in keys]
+
+
+def _has_label(cells: Any) -> bool:
+    return bool(valid_labels(torch.from_numpy(np.asarray(cells))).any())
 
 
 def warn_of_no_effect(model: MTLModel, args: MTLTrainingArguments) -> None:

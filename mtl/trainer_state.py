@@ -1,12 +1,16 @@
 """What a training leaves in a checkpoint beside the model, and takes up again when it is resumed."""
 
+import logging
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from mtl.adapter_training import AdapterTrainer
 from mtl.averaging import AveragingCallback
@@ -15,7 +19,24 @@ from mtl.loss_weighting import LossWeighting
 from mtl.preservation import Preservation
 from mtl.sharded import own_class
 
+logger = logging.getLogger(__name__)
+
 WEIGHTING_NAME = "weighting.safetensors"
+
+
+class EarlyStopping(EarlyStoppingCallback):
+    """Counts on from a checkpoint, where the base class would begin anew, and train longer than the unbroken run."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Takes up the count of evaluations without a better score; a run that it has stopped stays so."""
+        super().on_train_begin(args, state, control, **kwargs)
+        saved: Any = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
+        self.early_stopping_patience_counter = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
+        if self.early_stopping_patience_counter >= self.early_stopping_patience:
+            logger.info("The checkpoint is of a run that stopped early. A larger early_stopping_patience goes on.")
+            control.should_training_stop = True
 
 
 class StateTrainer(AdapterTrainer):
@@ -37,6 +58,19 @@ class StateTrainer(AdapterTrainer):
                 f"{load_result.unexpected_keys[:3]} are not of the model. Go on from it by "
                 "`MTLModel.from_pretrained(<checkpoint>)`, or train anew in another `output_dir`."
             )
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if not self.control.should_training_stop:  # As a callback may say before the first step.
+            super()._run_epoch(*args, **kwargs)
+
+    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
+        # What an earlier run has left under this name would pass for a part of this one: its average if this run has
+        # none yet, and, after a save that is cut off, its optimizer beside new weights.
+        folder = Path(self._get_output_dir(trial=trial), f"{PREFIX_CHECKPOINT_DIR}-{self.state.global_step}")
+        if self.args.should_save and folder.is_dir():
+            shutil.rmtree(folder)
+        self.accelerator.wait_for_everyone()
+        super()._save_checkpoint(model, trial)
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         super()._save_optimizer_and_scheduler(output_dir)

@@ -29,11 +29,13 @@ class WeightingCallback(TrainerCallback):
         self.weighting = weighting
         self.reduce_mean = reduce_mean
         self.measure = measure
+        self._goes_on = False
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Measures the initial losses, unless the checkpoint has them."""
+        self._goes_on = not float(state.epoch or 0.0).is_integer()
         if self.weighting.needs_initial_losses:
             self.weighting.set_initial_losses(self.measure())
 
@@ -41,8 +43,10 @@ class WeightingCallback(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Tells of an epoch, unless it is one that a resumed run goes on with."""
-        if float(state.epoch or 0.0).is_integer():
+        # Not by `state.epoch`: of data without a length it is a share of all steps, and no whole number here.
+        if not self._goes_on:
             self.weighting.start_epoch()
+        self._goes_on = False
 
     def on_step_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -1,5 +1,7 @@
 """An interrupted save leaves a checkpoint that is not resumed from."""
 
+import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -7,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mtl.checkpoints import checkpoint_fault, is_whole_safetensors, last_complete_checkpoint
+from mtl.checkpoints import check_checkpoint, checkpoint_fault, is_whole_safetensors, last_complete_checkpoint
 
 
 def _checkpoint(folder: Path, step: int) -> Path:
@@ -44,6 +46,36 @@ def test_damaged_checkpoint_is_passed_over(tmp_path: Path, damage: Callable[[Pat
     assert last_complete_checkpoint(tmp_path) == str(damaged)
     damage(damaged)
     assert last_complete_checkpoint(tmp_path) == str(whole)
+
+
+@pytest.mark.parametrize(
+    ("long_log", "short_log", "seconds", "expected"),
+    [
+        ([1, 2, 3], [5, 6], 60, 9),  # What was written later is of another run.
+        ([1, 2, 3], [], 60, 9),
+        ([1, 2, 3], [1, 2], 60, 10),  # A copied folder has new times.
+        ([1, 2, 3], [5, 6], 0, 10),
+        ([1, 2, 3], [5, 6], -60, 10),
+    ],
+)
+def test_checkpoint_of_an_earlier_run_is_passed_over(
+    long_log: list[int], short_log: list[int], seconds: int, expected: int, tmp_path: Path
+) -> None:
+    for step, log in ((10, long_log), (9, short_log)):
+        state = _checkpoint(tmp_path, step) / "trainer_state.json"
+        state.write_text(json.dumps({"log_history": [{"step": entry} for entry in log]}))
+        os.utime(state, (1e9, 1e9 + (seconds if step == 9 else 0)))
+    assert last_complete_checkpoint(tmp_path) == str(tmp_path / f"checkpoint-{expected}")
+
+
+def test_folder_to_resume_from_is_checked_by_name_too(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="'no' cannot be resumed from: there is no such folder"):
+        check_checkpoint("no")
+    folder = _checkpoint(tmp_path, 3)
+    check_checkpoint(folder)
+    (folder / "optimizer.pt").unlink()  # The Trainer would begin with a fresh one, without a word.
+    with pytest.raises(ValueError, match="checkpoint-3' cannot be resumed from: optimizer.pt is missing"):
+        check_checkpoint(folder)
 
 
 def test_no_checkpoint(tmp_path: Path) -> None:

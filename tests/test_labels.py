@@ -194,6 +194,7 @@ def test_a_task_may_be_unlabelled_in_validation_and_test(write: WriteRows, caplo
         (TOPIC, [0.5, 1.0], "Task 'topic': column 'topic' of source 'rows', split 'train' holds fractions"),
         (TOPIC, [["a"], ["b"]], r"is list<.*: string>, but a label is a string, an integer or a boolean"),
         (TOPIC, [{"a": 1}, {"a": 2}], r"is struct<.*>, but a label is"),
+        (TOPIC, [0, 1, -100], "Task 'topic': -100 in its column would be a class, but often stands for a missing"),
         (TOPIC, ["same", "same"], "Task 'topic': single_label_classification needs at least 2 labels, found 1"),
         (TOPIC, [None, ""], "Task 'topic' has no label in split 'train'. Fill its column, or name its `labels`"),
         (TaskConfig("topic", num_labels=2), [None, ""], "Task 'topic' has no label in split 'train'"),

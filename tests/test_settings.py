@@ -46,7 +46,7 @@ def test_yaml_reads_a_plain_no_as_false(settings_file: str) -> None:
     ("typed", "metric", "greater"),
     [
         (["--load_best_model_at_end", "true", "--eval_strategy=epoch", "--save_strategy=epoch"], "score", True),
-        (["--early_stopping_patience", "2"], "score", True),
+        (["--early_stopping_patience", "2", "--eval_strategy", "epoch"], "score", True),
         (["--metric_for_best_model", "valence_rmse"], "valence_rmse", False),
         (["--metric_for_best_model", "topic_loss"], "topic_loss", False),
         (["--metric_for_best_model", "valence_rmse", "--greater_is_better", "true"], "valence_rmse", True),
@@ -153,6 +153,13 @@ def test_misspelt_key_on_the_command_line(settings_file: str, argv: list[str], m
         ("seed: true", "seed must be a int, found True"),
         ("precision: fp8", "precision 'fp8' is unknown"),
         ("label_smoothing_factor: 1.0", r"label_smoothing_factor must be in \[0, 1\), found 1.0"),
+        ("head_learning_rate: -1.0", "head_learning_rate must be a number of at least 0, found -1.0"),
+        ("head_learning_rate: .nan", "head_learning_rate must be a number of at least 0, found nan"),
+        ("per_device_eval_batch_size: 0", "per_device_eval_batch_size must be a number of at least 1, found 0"),
+        ("early_stopping_patience: 0", "early_stopping_patience must be a number of at least 1, found 0"),
+        ("early_stopping_patience: 2", "counts evaluations, but eval_strategy is .no."),
+        ("search: 5", "`search` must be a mapping"),
+        ("learning_rate: 3e-4", "key 'learning_rate' stands twice in one mapping"),
     ],
 )
 def test_faults_of_the_file(settings_file: str, line: str, message: str) -> None:
@@ -168,6 +175,22 @@ def test_misspelt_key_of_a_task(settings_file: str) -> None:
     run, _ = parse_settings([settings_file])
     with pytest.raises(ValueError, match="'lables' of task 'topic'. Did you mean 'labels'"):
         run.task_configs()
+
+
+def test_task_without_a_name(settings_file: str) -> None:
+    path = Path(settings_file)
+    path.write_text(YAML.replace("{name: topic}", "{problem_type: regression}"))
+    run, _ = parse_settings([settings_file])
+    with pytest.raises(ValueError, match="A task has no `name`; found .'problem_type': 'regression'"):
+        run.task_configs()
+
+
+def test_keys_merged_in_yaml_may_be_overridden(settings_file: str) -> None:
+    path = Path(settings_file)
+    merged = "{<<: {name: topic, weight: 2.0}, weight: 3.0}"
+    path.write_text(YAML.replace("{name: topic}", merged))
+    run, _ = parse_settings([settings_file])
+    assert run.tasks == [{"name": "topic", "weight": 3.0}]
 
 
 def test_no_file_and_no_mapping(tmp_path: Path) -> None:

@@ -295,6 +295,8 @@ def test_undefined_metric_does_not_cost_the_report(write_settings: WriteSettings
     [
         ({"lerning_rate": 0.1}, "Did you mean 'learning_rate'?"),
         ({"tasks": [{"name": "tone"}]}, "Task 'tone' has no label column in any source"),
+        ({"head_dropout": 1}, "error: head_dropout must be in [0, 1), found 1.0."),
+        ({"resume_from_checkpoint": "nowhere"}, "error: 'nowhere' cannot be resumed from: there is no such folder"),
     ],
 )
 def test_on_the_command_line_bad_settings_give_a_message_and_no_traceback(

@@ -1,5 +1,6 @@
 """Normalisation, logs, selection and resumption of the trainer, on tiny random models."""
 
+import contextlib
 import math
 from pathlib import Path
 from typing import Any
@@ -152,6 +153,46 @@ def test_arguments_without_effect_are_refused(tiny_model: MakeModel, toy_splits:
     assert trainer.optimizer is not None
 
 
+@pytest.mark.parametrize(
+    ("metric", "message"),
+    [
+        ("topic_acuracy", "'topic_acuracy' is not measured on the evaluation data. Did you mean 'topic_accuracy'"),
+        ("eval_sentiment_accuracy", "'eval_sentiment_accuracy' is not measured"),  # Its column is empty.
+        ("topic_pearson", "'topic_pearson' is not measured"),
+        ("topic_f1_macro", None),
+        ("eval_score", None),
+        ("sentiment_support", None),
+    ],
+)
+def test_metric_that_will_not_be_measured_is_told_before_training(
+    metric: str, message: str | None, tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    splits, tasks = toy_splits
+    rows = splits["validation"].map(lambda row: {"label_sentiment": -100})
+    args = training_args(tmp_path, metric_for_best_model=metric, eval_strategy="steps", eval_steps=1, max_steps=1)
+    with contextlib.nullcontext() if message is None else pytest.raises(ValueError, match=message):
+        MTLTrainer(tiny_model(tasks=tasks), args, train_dataset=splits["train"], eval_dataset=rows).train()
+    with contextlib.nullcontext() if message is None else pytest.raises(ValueError, match="'dev_score'"):
+        several = training_args(tmp_path, metric_for_best_model=f"dev_{metric.removeprefix('eval_')}",
+                                eval_strategy="steps", eval_steps=1, max_steps=1)  # fmt: skip
+        data = {"dev": rows}
+        MTLTrainer(tiny_model(tasks=tasks), several, train_dataset=splits["train"], eval_dataset=data).train()
+
+
+def test_metrics_of_two_tasks_under_one_name_are_refused(tiny_model: MakeModel, tmp_path: Path) -> None:
+    intent = TaskConfig("intent", num_labels=3, out_of_scope_label="oos")
+    model = tiny_model(tasks=[intent, TaskConfig("intent_oos", num_labels=2)])
+    with pytest.raises(ValueError, match="'intent' and 'intent_oos' both have a metric named 'intent_oos_support'"):
+        MTLTrainer(model, training_args(tmp_path))
+
+
+def test_weights_that_are_all_zero_are_refused(tiny_model: MakeModel, tmp_path: Path) -> None:
+    model = tiny_model(tasks=[TaskConfig("topic", num_labels=3, weight=0.0)])
+    with pytest.raises(ValueError, match=r"All tasks \['topic'\] have weight 0"):
+        MTLTrainer(model, training_args(tmp_path))
+    MTLTrainer(model, training_args(tmp_path, weighting="equal"))
+
+
 def test_head_learning_rate_of_zero_is_zero(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
     splits, tasks = toy_splits
     model = tiny_model(tasks=tasks)
@@ -171,6 +212,19 @@ def test_own_evaluation_needs_no_score(tiny_model: MakeModel, toy_splits: Splits
     )
     trainer.train()
     assert [log["eval_one_rows"] for log in trainer.state.log_history if "eval_one_rows" in log] == [40, 40]
+
+
+def test_dwa_sees_the_epochs_of_data_without_a_length(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    splits, tasks = toy_splits
+    args = training_args(tmp_path, weighting="dwa", max_steps=24)
+    rows = splits["train"].to_iterable_dataset()  # 64 of them are 8 steps.
+    trainer = MTLTrainer(tiny_model(tasks=tasks), args, train_dataset=rows)
+    trainer.train()
+    weights = [[log[f"weight_{task.name}"] for task in tasks] for log in trainer.state.log_history if "loss" in log]
+    assert weights[0] == weights[15] == [1.0] * 4, "Two epochs give the first rate."
+    assert weights[16] == weights[23] != [1.0] * 4
 
 
 def test_learned_weights_step_once_a_step(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
