@@ -217,7 +217,9 @@ def tokenize(tokenizer: Any, texts: Sequence[Text], **options: Any) -> dict[str,
 
 def _as_texts(sentences: str | Iterable[Text]) -> list[Text]:
     # Iterating over a mapping or a table would give its keys or columns, which are strings too.
-    if not isinstance(sentences, Iterable) or isinstance(sentences, Mapping) or getattr(sentences, "ndim", 1) != 1:
+    # A numpy string is a string, but has no dimension.
+    is_flat = isinstance(sentences, str) or getattr(sentences, "ndim", 1) == 1
+    if not isinstance(sentences, Iterable) or isinstance(sentences, Mapping) or not is_flat:
         raise TypeError(
             f"sentences is of type {type(sentences).__name__}; expected a string or a list of strings, such as the "
             f"column of the texts. Found {str(sentences)[:100]!r}."

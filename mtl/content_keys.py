@@ -60,7 +60,9 @@ def _less_names(fields: dict[str, Any]) -> dict[str, Any]:
 
 def key_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns the key of a tokenizer's saved form, whatever it was called with."""
-    digest = hashlib.blake2b(digest_size=16)
+    # Which end a call cuts and pads is an attribute, which is saved only if the tokenizer was made with it.
+    sides = [tokenizer.truncation_side, tokenizer.padding_side]
+    digest = hashlib.blake2b(json.dumps(sides).encode(), digest_size=16)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for file in sorted(Path(folder).rglob("*")):

@@ -157,6 +157,7 @@ def test_columns_of_tables_and_iterators_are_sentences(model: MTLModel) -> None:
     expected = model.encode(["price", "why"])
     for sentences in (pandas.Series(["price", "why"]), np.array(["price", "why"]), iter(["price", "why"])):
         np.testing.assert_array_equal(model.encode(sentences), expected)
+    np.testing.assert_array_equal(model.encode(np.array(["price"])[0]), model.encode("price"))  # A numpy string.
 
 
 @pytest.mark.parametrize("method", ["encode", "predict"])
