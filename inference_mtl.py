@@ -33,6 +33,11 @@ Text = str | tuple[str, str]
 
 MULTI_LABEL_THRESHOLD = 0.5
 _LONG_WORK_BATCHES = 50
+# Encoders that number their positions from the padding index on, so that two of them are never used.
+_POSITIONS_AFTER_PADDING = (
+    "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 
 
 class InferenceMixin(PreTrainedModel):
@@ -238,6 +243,5 @@ def _as_texts(sentences: str | Iterable[Text]) -> list[Text]:
 def position_limit(text_config: PreTrainedConfig) -> int | None:
     """Returns how many tokens an encoder's position embeddings are for; None if its configuration has no limit."""
     limit = getattr(text_config, "max_position_embeddings", None)
-    # These number their positions from the padding index on, so two of them are never used.
-    offset = 2 if text_config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+    offset = 2 if text_config.model_type in _POSITIONS_AFTER_PADDING else 0
     return None if limit is None or limit < 1 else limit - offset
