@@ -231,9 +231,9 @@ class _Search:
                 backend="optuna",
                 **options,
             )
-        except ValueError:
-            # Of an undefined trial alone the Trainer asks for the best in vain.
-            if not self.is_undefined:
+        except ValueError as error:
+            # After an undefined first trial the Trainer asks for the best of none.
+            if not self.is_undefined or "No trials are completed" not in str(error):
                 raise
         if self.is_undefined:
             study.set_user_attr(_UNDEFINED, [*study.user_attrs.get(_UNDEFINED, []), self.trial.number])
