@@ -33,6 +33,11 @@ Text = str | tuple[str, str]
 
 MULTI_LABEL_THRESHOLD = 0.5
 _LONG_WORK_BATCHES = 50
+# Encoders that number their positions from the padding index on, so that two of them are never used.
+_POSITIONS_AFTER_PADDING = (
+    "camembert", "data2vec-text", "esm", "ibert", "longformer", "luke", "mpnet", "roberta", "roberta-prelayernorm",
+    "xlm-roberta", "xlm-roberta-xl", "xmod",
+)  # fmt: skip
 
 
 class InferenceMixin(PreTrainedModel):
@@ -217,7 +222,9 @@ def tokenize(tokenizer: Any, texts: Sequence[Text], **options: Any) -> dict[str,
 
 def _as_texts(sentences: str | Iterable[Text]) -> list[Text]:
     # Iterating over a mapping or a table would give its keys or columns, which are strings too.
-    if not isinstance(sentences, Iterable) or isinstance(sentences, Mapping) or getattr(sentences, "ndim", 1) != 1:
+    # A numpy string is a string, but has no dimension.
+    is_flat = isinstance(sentences, str) or getattr(sentences, "ndim", 1) == 1
+    if not isinstance(sentences, Iterable) or isinstance(sentences, Mapping) or not is_flat:
         raise TypeError(
             f"sentences is of type {type(sentences).__name__}; expected a string or a list of strings, such as the "
             f"column of the texts. Found {str(sentences)[:100]!r}."
@@ -236,6 +243,5 @@ def _as_texts(sentences: str | Iterable[Text]) -> list[Text]:
 def position_limit(text_config: PreTrainedConfig) -> int | None:
     """Returns how many tokens an encoder's position embeddings are for; None if its configuration has no limit."""
     limit = getattr(text_config, "max_position_embeddings", None)
-    # These number their positions from the padding index on, so two of them are never used.
-    offset = 2 if text_config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet") else 0
+    offset = 2 if text_config.model_type in _POSITIONS_AFTER_PADDING else 0
     return None if limit is None or limit < 1 else limit - offset

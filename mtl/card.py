@@ -122,12 +122,15 @@ def _support_of(metric: str, metrics: dict[str, Any]) -> str:
 def _training_section(report: dict[str, Any], command: str) -> str:
     settings, training, parameters = report["settings"], report["training"], report["parameters"]
     keys = (
-        "num_train_epochs", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+        "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
         "head_learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "weight_decay", "weighting",
         "aggregation", "freeze", "freeze_schedule", "peft", "layer_decay", "average_weights", "backbone_dropout",
         "label_smoothing_factor", "head_dropout", "max_length", "seed",
     )  # fmt: skip
-    shown = "\n".join(f"| {key} | {settings[key]} |" for key in keys if settings.get(key) is not None)
+    # Of the two ends of a training the one that is set to steps counts.
+    unused = "num_train_epochs" if settings["max_steps"] > 0 else "max_steps"
+    given = [key for key in keys if key != unused and settings.get(key) is not None]
+    shown = "\n".join(f"| {key} | {settings[key]} |" for key in given)
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     runtime = training.get("train_runtime")
     took = f"Training took {runtime:.0f} s" if runtime is not None else "Nothing was trained"
@@ -162,11 +165,12 @@ model.predict(["A sentence."])  # every task at once
 
 
 def _limits_section(config: MTLConfig, report: dict[str, Any]) -> str:
-    truncated = report["data"]["truncated"]
+    truncated, rows = (sum(report["data"][key].values()) for key in ("truncated", "rows"))
+    limit = "the tokenizer's limit" if config.max_seq_length is None else f"{config.max_seq_length} tokens"
     return (
         "## Limits\n\n"
-        f"- Texts are cut at {config.max_seq_length} tokens; in training "
-        f"{sum(truncated.values()):,} of {sum(report['data']['rows'].values()):,} texts were longer.\n"
+        f"- Texts are cut at {limit}; of the {rows:,} rows that it was trained and measured on {truncated:,} texts "
+        "were longer.\n"
         "- Scores are softmax or sigmoid outputs and have not been calibrated.\n"
         "- The figures hold for data like that named above; other text may fare worse.\n"
     )

@@ -6,6 +6,8 @@ Here the key is that of the content: the rows, the weights, the tokenizer.
 
 import hashlib
 import json
+import logging
+import os
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +19,11 @@ from datasets import config as datasets_config
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 _ROWS_AT_ONCE = 1000
+_END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
+"""What an Arrow stream ends with: https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format"""
 
 
 def key_of(*parts: Any) -> str:
@@ -60,7 +66,9 @@ def _less_names(fields: dict[str, Any]) -> dict[str, Any]:
 
 def key_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns the key of a tokenizer's saved form, whatever it was called with."""
-    digest = hashlib.blake2b(digest_size=16)
+    # Which end a call cuts and pads is an attribute, which is saved only if the tokenizer was made with it.
+    sides = [tokenizer.truncation_side, tokenizer.padding_side]
+    digest = hashlib.blake2b(json.dumps(sides).encode(), digest_size=16)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for file in sorted(Path(folder).rglob("*")):
@@ -76,6 +84,8 @@ def key_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
 def cache_file(kind: str, key: str) -> str | None:
     """Returns the path of a file of the cache of `datasets`, or None if caching is disabled.
 
+    A file that is there but was cut off is removed: it would be read as fewer rows, or not at all.
+
     Args:
         kind: What the file holds; the first part of its name.
         key: Key of everything that its content depends on.
@@ -84,4 +94,14 @@ def cache_file(kind: str, key: str) -> str | None:
         return None
     file = Path(datasets_config.HF_DATASETS_CACHE) / "mtl" / f"{kind}-{key}.arrow"
     file.parent.mkdir(parents=True, exist_ok=True)
+    if file.is_file() and not _is_whole(file):
+        logger.warning("%s was cut off, perhaps by a full disk: it is made anew.", file)
+        file.unlink(missing_ok=True)
     return str(file)
+
+
+def _is_whole(file: Path) -> bool:
+    with file.open("rb") as content:
+        size = content.seek(0, os.SEEK_END)
+        content.seek(max(0, size - len(_END_OF_STREAM)))
+        return content.read() == _END_OF_STREAM

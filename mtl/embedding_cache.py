@@ -235,7 +235,8 @@ class EmbeddingCache:
         """Returns a key of all that the embeddings of given tokens depend on."""
         tensors = [*self.model.backbone.parameters(), *self.model.backbone.buffers()]
         # Loading a checkpoint writes into the same tensors, which torch counts; the hash is taken anew only then.
-        state = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        counts = tuple((tensor.data_ptr(), tensor._version) for tensor in tensors)
+        state = (self.model.config.pooling, counts)
         if self._key is None or self._key[0] != state:
             self._key = (state, self._key_of_model())
         return self._key[1]

@@ -53,9 +53,7 @@ class EvaluationResult:
         """
         metrics = {}
         for task in tasks:
-            keys = [*(metric.key for metric in METRICS[task.problem_type]), "loss", "support"]
-            keys += REJECTION_METRICS if rejects(task) else ()
-            names = {key: f"{prefix}_{task.name}_{key}" for key in keys}
+            names = {key: f"{prefix}_{task.name}_{key}" for key in _keys_of(task)}
             metrics[task.name] = {key: log[name] for key, name in names.items() if name in log}
         return cls(
             split=split,
@@ -90,10 +88,14 @@ class EvaluationMetrics:
 
     Args:
         tasks: The tasks, in any order.
+
+    Raises:
+        ValueError: If a metric of one task and another of another would have the same name.
     """
 
     def __init__(self, tasks: Sequence[TaskConfig]) -> None:
         self.tasks = tuple(tasks)
+        _check_names(self.tasks)
         self.primary = {task.name: PRIMARY_METRIC[task.problem_type] for task in self.tasks}
 
     def by_task(self, logits: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -158,6 +160,20 @@ def evaluation_of_final_model(
     if not logs:
         return None
     return EvaluationResult.from_log(logs[-1], tasks, split=split, num_rows=len(dataset), prefix="eval")
+
+
+def _keys_of(task: TaskConfig) -> list[str]:
+    keys = [*(metric.key for metric in METRICS[task.problem_type]), "loss", "support"]
+    return [*keys, *REJECTION_METRICS] if rejects(task) else keys
+
+
+def _check_names(tasks: Sequence[TaskConfig]) -> None:
+    owners: dict[str, str] = {}
+    for task in tasks:
+        for name in [f"{task.name}_{key}" for key in _keys_of(task)]:
+            other = owners.setdefault(name, task.name)
+            if other != task.name:
+                raise ValueError(f"Tasks {other!r} and {task.name!r} both have a metric {name!r}. Rename one of them.")
 
 
 def _mean_loss(task: TaskConfig, logits: torch.Tensor, labels: torch.Tensor) -> float:

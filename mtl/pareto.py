@@ -69,8 +69,9 @@ def _draw(points: Mapping[int, tuple[float, float]], axes: Sequence[tuple[str, s
     plot.plot(*zip(*(values[index] for index in front), strict=True), "o-", color="tab:blue", label="Pareto front")
     if others:
         plot.plot(*zip(*(values[index] for index in others), strict=True), "o", color="silver", label="other trials")
-    for number, value in points.items():
-        plot.annotate(str(number), value, xytext=(4, 4), textcoords="offset points", fontsize=8)
+    for value in set(values):
+        here = ", ".join(str(number) for number, other in points.items() if other == value)
+        plot.annotate(here, value, xytext=(4, 4), textcoords="offset points", fontsize=8)
     labels = [f"{name}: {metric} on validation" for name, metric in axes]
     plot.set(xlabel=labels[0], ylabel=labels[1], title=f"{len(numbers)} trials, by number")
     plot.grid(alpha=0.3)

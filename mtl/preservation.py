@@ -78,6 +78,7 @@ class Preservation:
                 f"preserve_embeddings needs training rows as a `datasets.Dataset`, found {type(dataset).__name__}."
             )
         key = key_of(key_of_weights(self.model.backbone), self.model.config.pooling)
+        dataset = dataset.with_format(None)  # In another one rows are tensors, of which no key can be made.
         known = self.encoder_key if checkpoint is None else _saved_key(checkpoint)
         if known not in (None, key):
             raise ValueError(

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from configuration_mtl import TaskConfig
@@ -24,8 +24,8 @@ def load_saved(settings: RunSettings, path: str, tasks: Sequence[TaskConfig], co
         config: The model's configuration; it is changed.
 
     Raises:
-        ValueError: If a head, the pooling or the normalisation means something else in the settings, or the model has
-            tasks that they do not name.
+        ValueError: If a head, the pooling or the normalisation means something else in the settings, the model has
+            tasks that they do not name, or weights are missing.
     """
     saved, wanted = {task.name: task for task in config.tasks}, {task.name: task for task in tasks}
     _check_meaning(settings, path, config, wanted)
@@ -43,12 +43,14 @@ def load_saved(settings: RunSettings, path: str, tasks: Sequence[TaskConfig], co
         config.max_seq_length = settings.max_length
     if settings.backbone_dropout is not None:
         set_dropout(config.text_config, settings.backbone_dropout)
-    model: MTLModel = MTLModel.from_pretrained(
+    model, loading = MTLModel.from_pretrained(
         path,
         config=config,
         revision=settings.backbone_revision or "main",
         trust_remote_code=settings.trust_remote_code,
+        output_loading_info=True,
     )
+    _check_complete(path, loading["missing_keys"])
     for name in wanted:
         if name not in saved:
             logger.info("%s has no task %r: it is added%s.", path, name, ", with a fresh head" * wanted[name].has_head)
@@ -58,6 +60,14 @@ def load_saved(settings: RunSettings, path: str, tasks: Sequence[TaskConfig], co
         if settings.other_tasks == "remove":
             model.remove_task(name)
     return model
+
+
+def _check_complete(path: str, missing: Collection[str]) -> None:
+    if missing:
+        raise ValueError(
+            f"The model {path!r} names weights that it does not hold, {sorted(missing)[:3]}, which would be drawn "
+            "anew. Copy or download it again."
+        )
 
 
 def _as_wanted(saved: TaskConfig, wanted: TaskConfig) -> TaskConfig:

@@ -8,6 +8,7 @@ Expensive Optimization Problems", GECCO 2020.
 
 import contextlib
 import dataclasses
+import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from transformers.trainer_utils import SaveStrategy
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
+from mtl.content_keys import key_of
 from mtl.evaluation import json_number
 from mtl.metrics import LOWER_IS_BETTER, PRIMARY_METRIC
 from mtl.pareto import draw_fronts, optional_module, pareto_front
@@ -30,6 +32,15 @@ logger = logging.getLogger(__name__)
 RESULTS, JOURNAL = "search.json", "search.journal"
 OBJECTIVES = ("score", "tasks")
 RATES = ("learning_rate", "head_learning_rate")
+_UNDEFINED = "undefined"  # Attribute of a study: numbers of the trials that ended without a value.
+_OF_TRAINING = (
+    *RATES, "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "optim",
+    "lr_scheduler_type", "warmup_steps", "weight_decay", "max_grad_norm", "layer_decay", "label_smoothing_factor",
+    "weighting", "aggregation", "freeze", "freeze_schedule", "peft", "average_weights", "train_sampling_strategy",
+    "mixture", "homogeneous_batches", "distillation_temperature", "teacher_annealing", "gold_share",
+    "preserve_embeddings",
+)  # fmt: skip
+"""Settings of training without which the figures of two trials cannot be compared."""
 
 
 def default_space() -> dict[str, tuple[float, float]]:
@@ -128,8 +139,8 @@ def search(
 
     Raises:
         ImportError: If optuna or matplotlib is not installed.
-        ValueError: If there is nothing to evaluate on, several processes run, the folder has another search, or
-            weights are sampled that have no effect.
+        ValueError: If there is nothing to evaluate on, several processes run, the folder has another search, or one
+            with other settings of training, or weights are sampled that have no effect.
     """
     optuna = optional_module("optuna")
     optional_module("matplotlib")
@@ -141,30 +152,22 @@ def search(
             f"{args.world_size}). Give an `eval_dataset`, and start it without torchrun."
         )
     run = _Search(trainer, make_model, config, tuple(model.config.tasks if tasks is None else tasks))
+    settings = run.settings()  # A trial leaves its learning rates in the trainer's.
     output_dir = Path(str(args.output_dir))
     output_dir.mkdir(parents=True, exist_ok=True)
     storage = optuna.storages.JournalStorage(optuna.storages.journal.JournalFileBackend(str(output_dir / JOURNAL)))
     where = {"study_name": "search", "storage": storage, "load_if_exists": True}
     study = optuna.create_study(directions=run.directions, **where)
-    _check_same_search(study, run.settings(), output_dir)
+    _check_same_search(study, settings, output_dir)
     with run.prepared_trainer():
         while (done := len(_finished(study))) < config.n_trials:
             # A study that goes on gets a fresh sampler; so does every trial, and both give the same samples.
             sampler = optuna.samplers.TPESampler(seed=args.seed + done)
-            trainer.hyperparameter_search(
-                hp_space=run.rates,
-                compute_objective=run.objective,
-                n_trials=1,
-                direction=run.directions if len(run.directions) > 1 else run.directions[0],
-                backend="optuna",
-                sampler=sampler,
-                pruner=optuna.pruners.NopPruner(),
-                **where,
-            )
-            results = _results(study, run.settings())
+            run.do_trial(study, sampler=sampler, pruner=optuna.pruners.NopPruner(), **where)
+            results = _results(study, settings)
             write_report(results, output_dir / RESULTS)
             logger.info("Trial %d of %d: %s", done + 1, config.n_trials, results["trials"][-1])
-    results = _results(study, run.settings())
+    results = _results(study, settings)
     write_report(results, output_dir / RESULTS)
     draw_fronts(results, output_dir)
     return results
@@ -187,6 +190,7 @@ class _Search:
         names = ["score"] if config.objectives == "score" else list(self.metrics.values())
         self.directions = ["minimize" if name in LOWER_IS_BETTER else "maximize" for name in names]
         self.trial: Any = None
+        self.is_undefined = False
 
     def _check_weights(self) -> None:
         args: Any = self.trainer.args
@@ -199,13 +203,40 @@ class _Search:
 
     def settings(self) -> dict[str, Any]:
         """Returns what makes trials comparable, as JSON-ready values."""
+        trainer: Any = self.trainer
+        training = json.loads(trainer.args.to_json_string())
+        model = trainer.model.config.to_dict()
+        for config in (model, model["text_config"]):
+            config.pop("_name_or_path", None)
         return {
             "objectives": self.config.objectives,
             "directions": self.directions,
             "ranges": {name: list(given) for name, given in self.ranges.items()},
             "metrics": self.metrics,
-            "seed": self.trainer.args.seed,
+            "seed": trainer.args.seed,
+            "training": {key: training.get(key) for key in _OF_TRAINING if key not in self.ranges},
+            "model": key_of(model),
+            "rows": [len(trainer.train_dataset), len(trainer.eval_dataset)],
         }
+
+    def do_trial(self, study: Any, **options: Any) -> None:
+        """Trains and measures once; `options` go to optuna. Afterwards the study has one finished trial more."""
+        self.is_undefined = False
+        try:
+            self.trainer.hyperparameter_search(
+                hp_space=self.rates,
+                compute_objective=self.objective,
+                n_trials=1,
+                direction=self.directions if len(self.directions) > 1 else self.directions[0],
+                backend="optuna",
+                **options,
+            )
+        except ValueError as error:
+            # After an undefined first trial the Trainer asks for the best of none.
+            if not self.is_undefined or "No trials are completed" not in str(error):
+                raise
+        if self.is_undefined:
+            study.set_user_attr(_UNDEFINED, [*study.user_attrs.get(_UNDEFINED, []), self.trial.number])
 
     @contextlib.contextmanager
     def prepared_trainer(self) -> Iterator[None]:
@@ -244,11 +275,16 @@ class _Search:
         """Returns the value, or values, of an evaluation; keeps the metrics with the trial."""
         found = {name: metrics.get(f"eval_{name}_{metric}", math.nan) for name, metric in self.metrics.items()}
         self.trial.set_user_attr("metrics", {"score": metrics["eval_score"], **found})
-        return metrics["eval_score"] if self.config.objectives == "score" else list(found.values())
+        values = [metrics["eval_score"]] if self.config.objectives == "score" else list(found.values())
+        self.is_undefined = any(map(math.isnan, values))
+        return values if len(values) > 1 else values[0]
 
 
 def _finished(study: Any) -> list[Any]:
-    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.is_finished()]
+    """Returns the trials that were trained to their end; one that was interrupted has failed, and is made again."""
+    undefined = study.user_attrs.get(_UNDEFINED, [])
+    trials = study.get_trials(deepcopy=False)
+    return [trial for trial in trials if trial.state.name == "COMPLETE" or trial.number in undefined]
 
 
 def _check_same_search(study: Any, settings: dict[str, Any], folder: Path) -> None:
@@ -256,10 +292,11 @@ def _check_same_search(study: Any, settings: dict[str, Any], folder: Path) -> No
     if before is None:
         study.set_user_attr("settings", settings)
     elif before != settings:
-        changed = [key for key in settings if before.get(key) != settings[key]]
+        then, now = ({**some, **some.get("training", {}), "training": None} for some in (before, settings))
+        changed = [key for key in now if then.get(key) != now[key]]
         raise ValueError(
-            f"{str(folder / JOURNAL)!r} is of a search with another {changed[0]}: {before.get(changed[0])}, now "
-            f"{settings[changed[0]]}. Give another `output_dir`, or set it alike."
+            f"{str(folder / JOURNAL)!r} is of a search with another {changed[0]}: {then.get(changed[0])}, now "
+            f"{now[changed[0]]}. Give another `output_dir`, or set it alike."
         )
 
 

@@ -91,7 +91,7 @@ def load_mtl_teacher(
 
     Raises:
         OSError: If there is no such folder or repository.
-        ValueError: If it is not a multi-task model, or has no tokenizer.
+        ValueError: If it is not a multi-task model, its weights lack some, or it has no tokenizer.
     """
     config = AutoConfig.from_pretrained(name, trust_remote_code=trust_remote_code)
     if config.model_type != MTLConfig.model_type:
@@ -99,7 +99,9 @@ def load_mtl_teacher(
             f"teacher {name!r} is a {config.model_type!r}, not a saved multi-task model. To learn from classifiers of "
             "single tasks use `merge_models.py`, or write what they say into columns (`teachers` of a source)."
         )
-    model = MTLModel.from_pretrained(name, trust_remote_code=trust_remote_code).to(device or "cpu").eval()
+    model, loading = MTLModel.from_pretrained(name, trust_remote_code=trust_remote_code, output_loading_info=True)
+    _check_complete(f"teacher {name!r}", loading, "Copy or download it again, or give another teacher.")
+    model = model.to(device or "cpu").eval()
     if model.tokenizer is None:
         raise ValueError(
             f"teacher {name!r} has no tokenizer. Save one beside it: `tokenizer.save_pretrained(folder)`."
@@ -132,17 +134,22 @@ def load_classifier_teacher(
             f"Teacher {task}={name}: this is a multi-task model, not a classifier of one task. Train with the setting "
             "`teacher` of `train_trainer.py` to learn from it."
         )
-    model, loading = AutoModelForSequenceClassification.from_pretrained(
-        name, dtype=torch.float32, output_loading_info=True, **hub
-    )
-    if loading["missing_keys"]:
-        raise ValueError(
-            f"Teacher {task}={name}: its weights lack {sorted(loading['missing_keys'])[:3]}, so it has not been "
-            "trained for classification. Give a fine-tuned model."
+    try:
+        model, loading = AutoModelForSequenceClassification.from_pretrained(
+            name, dtype=torch.float32, output_loading_info=True, **hub
         )
+    except RuntimeError as error:  # Weights of other shapes, of which transformers tells the names in its log.
+        raise ValueError(
+            f"Teacher {task}={name}: its weights do not have the shapes of its config.json, which names "
+            f"{config.num_labels} labels ({list(config.id2label.values())[:3]}). Correct `id2label` there."
+        ) from error
+    fix = "It has not been trained for classification: give a fine-tuned model."
+    _check_complete(f"Teacher {task}={name}", loading, fix)
     tokenizer = AutoTokenizer.from_pretrained(name, **hub)
     if tokenizer.pad_token_id is None:
         raise ValueError(f"Teacher {task}={name}: its tokenizer has no pad token. Set one, and save it again.")
+    # Decoders read the last token that is not this one, so it has to be what batches are padded with.
+    model.config.get_text_config().pad_token_id = tokenizer.pad_token_id
     # A tokenizer that was saved without a limit has one of 1e30.
     limits = [
         limit for limit in (tokenizer.model_max_length, position_limit(config)) if limit and limit < LARGE_INTEGER
@@ -156,8 +163,18 @@ def load_classifier_teacher(
     )
 
 
+def _check_complete(what: str, loading: Mapping[str, Any], fix: str) -> None:
+    if loading["missing_keys"]:
+        raise ValueError(f"{what}: its weights lack {sorted(loading['missing_keys'])[:3]}. {fix}")
+
+
 def _task_of_classifier(task: str, name: str, config: Any) -> TaskConfig:
     kind = config.problem_type or (REGRESSION if config.num_labels == 1 else SINGLE_LABEL)
+    if set(config.id2label) != set(range(config.num_labels)):
+        raise ValueError(
+            f"Teacher {task}={name}: `id2label` of its config.json names the outputs {sorted(config.id2label)}, but "
+            f"they are numbered from 0 to {config.num_labels - 1}. Correct it there."
+        )
     labels = [str(config.id2label[index]) for index in range(config.num_labels)]
     if kind == REGRESSION and labels == [f"LABEL_{index}" for index in range(config.num_labels)]:
         return TaskConfig(task, kind, num_labels=config.num_labels)
@@ -248,7 +265,7 @@ def _ask_batch(
 def completed_tasks(
     tasks: Sequence[TaskConfig], teachers: Sequence[Teacher], labelled: Collection[str]
 ) -> tuple[TaskConfig, ...]:
-    """Returns the tasks, with the labels of a teacher where neither the configuration nor the data names any.
+    """Returns the tasks, with the labels of a teacher of the same kind where neither configuration nor data names any.
 
     Args:
         tasks: The tasks as configured.
@@ -259,10 +276,15 @@ def completed_tasks(
     completed = []
     for task in tasks:
         taught = known.get(task.name)
-        if taught is not None and task.labels is None and task.name not in labelled:
+        is_open = task.labels is None and task.name not in labelled
+        if taught is not None and is_open and _may_be(task, taught):
             task = replace(task, labels=taught.labels, num_labels=taught.num_labels)
         completed.append(task)
     return tuple(completed)
+
+
+def _may_be(task: TaskConfig, taught: TaskConfig) -> bool:
+    return task.problem_type == taught.problem_type and task.num_labels in (None, taught.num_labels)
 
 
 def taught_tasks(tasks: Sequence[TaskConfig], teachers: Sequence[Teacher]) -> set[str]:

@@ -266,6 +266,9 @@ def test_tokenizer_that_truncates_on_the_left(tiny_tokenizer: PreTrainedTokenize
     words = [left.decode(ids, skip_special_tokens=True) for ids in tokens["train"]["input_ids"]]
     assert words == ["awful sad", "team"]
     assert truncated == {"train": 1}
+    left.truncation_side = "right"  # An attribute that no saved file knows of.
+    tokens, _ = tokenize_splits(DatasetDict(train=text), left, max_length=4)
+    assert left.decode(tokens["train"]["input_ids"][0], skip_special_tokens=True) == "great match"
 
 
 def test_tokenizer_written_in_python(calls: list[int]) -> None:

@@ -159,11 +159,33 @@ def test_other_weights_texts_or_pooling_miss(
     calls = _Calls(pooled_max)
     embedded(make_trainer(pooled_max, splits, tmp_path), splits["train"])
     assert calls.count > 0
+    model.config.pooling = "max"  # Of a trainer that holds vectors of the mean.
+    assert not same(embedded(trainer, splits["train"]).columns[POOLED], other.columns[POOLED])
     # Other heads are another model, but the same encoder.
     same_encoder = tiny_model(tasks=tasks[:1], head_dropout=0.5)
     calls = _Calls(same_encoder)
     embedded(make_trainer(same_encoder, splits, tmp_path), splits["train"])
     assert calls.count == 0
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_a_file_that_was_cut_off_is_made_anew(
+    share: float,
+    tiny_model: MakeModel,
+    toy_splits: Splits,
+    tmp_path: Path,
+    fresh_cache: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    splits, tasks = toy_splits
+    first = embedded(make_trainer(tiny_model(tasks=tasks), splits, tmp_path), splits["train"])
+    (file,) = fresh_cache.glob("embeddings-*.arrow")
+    content = file.read_bytes()
+    file.write_bytes(content[: int(share * len(content))])
+    again = embedded(make_trainer(tiny_model(tasks=tasks), splits, tmp_path), splits["train"])
+    assert "was cut off, perhaps by a full disk: it is made anew" in caplog.text
+    assert same(again.columns[POOLED], first.columns[POOLED])
+    assert file.read_bytes() == content
 
 
 def test_disabled_caching_leaves_no_file(

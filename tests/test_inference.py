@@ -14,10 +14,11 @@ from sentence_transformers import SentenceTransformer
 from tokenizers import Tokenizer, processors
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 import inference_mtl
 from configuration_mtl import MULTI_LABEL, REGRESSION, TaskConfig
+from inference_mtl import position_limit
 from modeling_mtl import MTLModel
 
 TASKS = (
@@ -157,6 +158,7 @@ def test_columns_of_tables_and_iterators_are_sentences(model: MTLModel) -> None:
     expected = model.encode(["price", "why"])
     for sentences in (pandas.Series(["price", "why"]), np.array(["price", "why"]), iter(["price", "why"])):
         np.testing.assert_array_equal(model.encode(sentences), expected)
+    np.testing.assert_array_equal(model.encode(np.array(["price"])[0]), model.encode("price"))  # A numpy string.
 
 
 @pytest.mark.parametrize("method", ["encode", "predict"])
@@ -192,6 +194,18 @@ def test_a_tokenizer_without_a_limit_leaves_that_of_the_encoder(model_type: str,
     model = MTLModel.from_backbone(backbone_dir(model_type, **shift), tasks=TASKS[:1])
     model.tokenizer.model_max_length = 10**30
     assert np.isfinite(model.encode(["match " * 500, "why"])).all()
+
+
+@pytest.mark.parametrize("model_type", ["data2vec-text", "longformer", "roberta-prelayernorm", "xlm-roberta-xl"])
+def test_positions_after_that_of_padding_are_two_less(model_type: str) -> None:
+    sizes = {"hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 8}
+    config = AutoConfig.for_model(model_type, **sizes, vocab_size=9, max_position_embeddings=18, pad_token_id=1)
+    encoder = AutoModel.from_config(config).eval()
+    limit = position_limit(config)
+    assert limit == 16
+    assert encoder(torch.full((1, limit), 5)).last_hidden_state.shape == (1, 16, 8)
+    with pytest.raises((IndexError, RuntimeError), match="index .*out of "):
+        encoder(torch.full((1, limit + 1), 5))
 
 
 def test_no_limit_anywhere_cuts_nothing(backbone_dir: SaveBackbone, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -107,6 +107,9 @@ def test_originals_are_computed_once(
         trainer.train()
         trainer.train()
     assert embedded == [64]
+    formatted = {name: split.with_format("torch") for name, split in splits.items()}
+    _trainer(make_model(tasks=tasks, seed=7), formatted, tmp_path / "out", max_steps=1).train()
+    assert embedded == [64]  # In another format the rows are the same.
     _trainer(make_model(tasks=tasks, seed=8), splits, tmp_path / "out", max_steps=1).train()
     assert embedded == [64, 64]  # Another encoder.
     assert trainer.model.training

@@ -11,6 +11,7 @@ import torch
 from checks import logits_of, output_layer, training_args
 from conftest import MakeModel, ToyRows
 from datasets import DatasetDict
+from safetensors.torch import save_file
 from saved_folders import SENTENCES, assert_loads_as
 from torch import Tensor, nn
 from transformers import BatchEncoding
@@ -191,3 +192,12 @@ def test_tasks_that_are_not_named_are_an_error(argv: list[str], old_model: MTLMo
         train_trainer.main(argv)
     with pytest.raises(ValueError, match="other_tasks is 'drop'. Use 'error', 'keep' or 'remove'"):
         train_trainer.main([*argv, "--other_tasks", "drop"])
+
+
+def test_weights_that_a_saved_model_lacks_are_not_drawn_anew(
+    argv: list[str], old_model: MTLModel, tmp_path: Path
+) -> None:
+    weights = {name: tensor for name, tensor in old_model.state_dict().items() if not name.startswith("heads.topic.")}
+    save_file(weights, tmp_path / "old" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"weights that it does not hold, \['heads.topic.out_proj.bias', .*again"):
+        train_trainer.main([*argv, "--other_tasks", "keep"])

@@ -12,6 +12,7 @@ import yaml
 from checks import training_args
 from conftest import MakeModel, SaveBackbone, ToyRows
 from datasets import DatasetDict
+from matplotlib.axes import Axes
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
@@ -100,6 +101,51 @@ def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
         run(tiny_model, splits, tmp_path / "parts", objectives="tasks", **settings)
 
 
+def test_a_trial_that_was_interrupted_is_made_again(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = {"learning_rate": (1e-4, 1e-2)}
+    whole, _, _ = run(tiny_model, toy_splits, tmp_path / "whole", n_trials=2, space=space)
+    evaluate = MTLTrainer.evaluate
+
+    def interrupted(self: MTLTrainer, *args: Any, **kwargs: Any) -> Any:
+        evaluate(self, *args, **kwargs)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MTLTrainer, "evaluate", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run(tiny_model, toy_splits, tmp_path / "parts", n_trials=2, space=space)
+    monkeypatch.undo()
+    resumed, models, _ = run(tiny_model, toy_splits, tmp_path / "parts", n_trials=2, space=space)
+    assert len(models.tasks) == 2
+    assert resumed == whole
+    with pytest.raises(ValueError, match="is of a search with another max_steps: 2, now 3. Give another `output_dir`"):
+        run(tiny_model, toy_splits, tmp_path / "parts", n_trials=3, space=space, training={"max_steps": 3})
+    other = (DatasetDict({**toy_splits[0], "train": toy_splits[0]["train"].select(range(40))}), toy_splits[1])
+    with pytest.raises(ValueError, match=r"another rows: \[64, 40\], now \[40, 40\]"):
+        run(tiny_model, other, tmp_path / "parts", n_trials=3, space=space)
+
+
+@pytest.mark.parametrize("objectives", ["score", "tasks"])
+def test_a_first_trial_without_a_value_does_not_end_the_search(
+    objectives: str, tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    splits = (toy_splits[0], toy_splits[1][:1])
+    evaluate = MTLTrainer.evaluate
+    calls: list[int] = []
+
+    def undefined_at_first(self: MTLTrainer, *args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        undefined = {"eval_score": math.nan, "eval_topic_accuracy": math.nan} if len(calls) == 1 else {}
+        return evaluate(self, *args, **kwargs) | undefined
+
+    monkeypatch.setattr(MTLTrainer, "evaluate", undefined_at_first)
+    results, _, _ = run(tiny_model, splits, tmp_path, n_trials=2, objectives=objectives, space={"weight": (1, 2)})
+    assert [trial["state"] for trial in results["trials"]] == ["fail", "complete"]
+    assert results["trials"][0]["metrics"]["topic"] is None
+    assert results["best"] == [1]
+
+
 def test_an_objective_a_task(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
     training = {"eval_strategy": "steps", "eval_steps": 1, "freeze": "backbone", "per_device_eval_batch_size": 40}
     space = {"head_learning_rate": ("1e-3", "1e-1")}  # YAML reads 1e-3 as text.
@@ -137,6 +183,17 @@ def test_pictures_of_every_pair(tmp_path: Path) -> None:
     files = draw_fronts({"settings": {"metrics": metrics}, "trials": trials}, tmp_path)
     assert [file.name for file in files] == ["pareto-a-b.png", "pareto-a-c.png", "pareto-b-c.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
+
+
+def test_trials_at_one_point_are_named_beside_each_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[tuple[str, tuple[float, float]]] = []
+    monkeypatch.setattr(Axes, "annotate", lambda self, text, place, **_: shown.append((text, place)))
+    points = [(0.5, 0.5), (0.9, 0.1), (0.5, 0.5)]
+    trials = [
+        {"number": number, "state": "complete", "metrics": {"a": a, "b": b}} for number, (a, b) in enumerate(points)
+    ]
+    draw_fronts({"settings": {"metrics": {"a": "accuracy", "b": "accuracy"}}, "trials": trials}, tmp_path)
+    assert sorted(shown) == [("0, 2", (0.5, 0.5)), ("1", (0.9, 0.1))]
 
 
 @pytest.mark.parametrize(

@@ -20,6 +20,8 @@ from worked_scores import (
     NUMBER_SCORES,
 )
 
+from configuration_mtl import TaskConfig
+from mtl.evaluation import EvaluationMetrics
 from mtl.metrics import METRICS, compute_task_metrics
 
 # Undefined values are announced by `nan` alone: a warning from scikit-learn, SciPy or NumPy fails the test.
@@ -225,3 +227,10 @@ class TestAgainstReference:
                 "support": 200,
             }
         )
+
+
+def test_two_metrics_of_one_name_are_refused() -> None:
+    intent = TaskConfig("intent", labels=("a", "b"), out_of_scope_label="oos")
+    with pytest.raises(ValueError, match="Tasks 'intent' and 'intent_oos' both have a metric 'intent_oos_support'"):
+        EvaluationMetrics([intent, TaskConfig("intent_oos", num_labels=2)])
+    EvaluationMetrics([TaskConfig("intent", num_labels=2), TaskConfig("intent_oos", num_labels=2)])

@@ -13,8 +13,15 @@ import yaml
 from checks import training_args
 from conftest import SENTIMENTS, TOPICS, MakeModel, SaveBackbone, ToyRows
 from datasets import Dataset, DatasetDict
+from safetensors.torch import load_file, save_file
 from torch import Tensor
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
 
 import train_trainer
 from configuration_mtl import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TaskConfig
@@ -142,6 +149,8 @@ def test_tasks_take_the_labels_of_a_teacher(make_model: MakeModel, tmp_path: Pat
     assert taught_tasks(completed, [teacher]) == {"topic"}
     (labelled,) = completed_tasks([TaskConfig("topic")], [teacher], ["topic"])
     assert labelled.labels is None  # The data names them.
+    others = [TaskConfig("topic", num_labels=5), TaskConfig("sentiment", REGRESSION)]
+    assert completed_tasks(others, [teacher], ()) == tuple(others)  # They say what the teacher does not predict.
 
 
 def _classifier(backbone: Path, folder: Path, **settings: Any) -> str:
@@ -190,6 +199,53 @@ def test_classifiers_that_are_none(backbone_dir: SaveBackbone, make_model: MakeM
     folder = _classifier(backbone_dir("bert"), tmp_path / "doubled", id2label={0: "a", 1: "a"})
     with pytest.raises(ValueError, match="Teacher t=.*: Task 't': labels \\['a'\\] stand more than once"):
         load_classifier_teacher("t", folder)
+
+
+def _edit(folder: str, **fields: Any) -> str:
+    file = Path(folder, "config.json")
+    file.write_text(json.dumps(json.loads(file.read_text()) | fields))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"id2label": {"1": "a", "2": "b"}}, r"names the outputs \[1, 2\], but they are numbered from 0 to 1"),
+        (
+            {"id2label": {"0": "a", "1": "b", "2": "c"}},
+            "do not have the shapes of .* names 3 labels",
+        ),
+    ],
+)
+def test_classifiers_whose_labels_are_not_those_of_their_head(
+    fields: dict[str, Any], message: str, backbone_dir: SaveBackbone, tmp_path: Path
+) -> None:
+    folder = _classifier(backbone_dir("bert"), tmp_path / "teacher", num_labels=2)
+    with pytest.raises(ValueError, match=f"Teacher t=.*{message}.* Correct"):
+        load_classifier_teacher("t", _edit(folder, **fields))
+
+
+def test_teacher_whose_weights_lack_a_head(make_model: MakeModel, tmp_path: Path) -> None:
+    folder = _saved(make_model(), tmp_path / "teacher")
+    weights = load_file(Path(folder, "model.safetensors"))
+    kept = {name: tensor for name, tensor in weights.items() if not name.startswith("heads.topic.")}
+    save_file(kept, Path(folder, "model.safetensors"), metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"its weights lack \['heads.topic.out_proj.bias', .*Copy or download it"):
+        load_mtl_teacher(folder)
+
+
+@pytest.mark.parametrize("pad_token_id", [None, 5])
+def test_decoder_reads_the_last_token_that_is_no_padding(
+    pad_token_id: int | None, tiny_tokenizer: PreTrainedTokenizerFast, tmp_path: Path
+) -> None:
+    sizes = {"n_embd": 32, "n_layer": 1, "n_head": 2, "n_positions": 64, "num_labels": 3}
+    settings: dict[str, Any] = {**sizes, "vocab_size": len(tiny_tokenizer), "pad_token_id": pad_token_id}
+    model = GPT2ForSequenceClassification(GPT2Config(**settings))
+    model.save_pretrained(tmp_path / "teacher")
+    tiny_tokenizer.save_pretrained(tmp_path / "teacher")
+    teacher = load_classifier_teacher("t", str(tmp_path / "teacher"))  # Its tokenizer pads with 0.
+    alone = torch.cat([teacher.says([text])["t"] for text in TEXTS])
+    torch.testing.assert_close(teacher.says(TEXTS)["t"], alone, atol=1e-6, rtol=0.0)
 
 
 def test_student_of_a_good_teacher_learns_from_texts_without_labels(

@@ -273,6 +273,15 @@ def test_settings_reach_a_saved_model(write_settings: WriteSettings, tmp_path: P
     assert model.tokenizer is not None
 
 
+def test_card_tells_what_ended_the_training(write_settings: WriteSettings, tmp_path: Path) -> None:
+    saved = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    train_trainer.main([write_settings(max_steps=3, **saved)])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "| max_steps | 3 |" in card
+    assert "num_train_epochs" not in card  # They took no part.
+    assert "Texts are cut at 32 tokens; of the 124 rows that it was trained and measured on 0 texts" in card
+
+
 def test_backbone_that_is_not_there(write_settings: WriteSettings) -> None:
     with pytest.raises(OSError, match="backbone 'outputs/none': there is no such folder in"):
         train_trainer.main([write_settings(backbone="outputs/none")])
