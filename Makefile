@@ -36,5 +36,5 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("make: Python >= 3.11 is needed, but $(PYTHON) is %d.%d. Give another: make PYTHON=..." % v[:2])'
 	test -e $@ && $(PY) -c "" || $(PYTHON) -m venv --clear $(VENV)
 	rm -f $@
-	$(PY) -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[dev]"
+	$(PY) -m pip install --disable-pip-version-check -c constraints.txt -e ".[dev]"
 	touch $@

@@ -32,7 +32,7 @@ from mtl.settings import JsonObject, RunSettings, parse_settings_of, resolve_bac
 from mtl.sources import TEXT_COLUMN
 from mtl.teacher_columns import teacher_column
 from mtl.teachers import Teacher, load_classifier_teacher, with_teachers
-from train_trainer import Run, assemble, finish, or_exit, read_sources, set_up_logging
+from train_trainer import Run, assemble, finish, or_exit, read_sources, set_up_logging, told_when_interrupted
 
 logger = logging.getLogger("merge_models")
 
@@ -95,7 +95,8 @@ def cli() -> None:
     """Runs the program on the command line; what is wrong with settings or data ends it with its message alone."""
     argv = sys.argv[1:]
     run, teachers = or_exit(PROGRAM, lambda: set_up(argv))
-    merge(run, teachers, argv)
+    with told_when_interrupted(PROGRAM, run):
+        merge(run, teachers, argv)
     run.trainer.end()
 
 

@@ -3,13 +3,15 @@
 Settings come from a YAML file and from `--key value` on the command line, which wins.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
 import shlex
+import signal
 import sys
 import time
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -24,14 +26,15 @@ from configuration_mtl import MTLConfig, TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.card import build_card
-from mtl.checkpoints import check_checkpoint, last_complete_checkpoint
+from mtl.checkpoints import check_checkpoint, check_same_run, last_complete_checkpoint
 from mtl.console import ProgressReport, metrics_table, sample_lines, true_labels
 from mtl.data import load_sources, row_texts, tokenize_splits
 from mtl.evaluation import EvaluationResult, evaluate_split, evaluation_of_final_model
+from mtl.interrupt import checkpoint_when_interrupted
 from mtl.rejection import check_rejection_data, rejects
 from mtl.report import build_report, write_report
 from mtl.saved_models import freeze_other_heads, load_saved
-from mtl.search import SearchConfig, search, summary
+from mtl.search import SearchConfig, check_search, search, summary
 from mtl.settings import (
     DEFAULT_MAX_LENGTH,
     EMBEDDED_BACKBONE,
@@ -87,8 +90,26 @@ def cli() -> None:
     """Runs the program on the command line; what is wrong with settings or data ends it with its message alone."""
     argv = sys.argv[1:]
     run = or_exit(PROGRAM, lambda: set_up(argv))
-    finish(run, argv)
+    with told_when_interrupted(PROGRAM, run):
+        finish(run, argv)
     run.trainer.end()
+
+
+@contextlib.contextmanager
+def told_when_interrupted(program: str, run: Run) -> Iterator[None]:
+    """Ends the program on Ctrl-C with what was saved, and how to go on from it."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        checkpoint = None if run.settings.search else last_complete_checkpoint(run.output_dir)
+        if run.settings.search:
+            how = "The same command goes on with the trials that are missing"
+        elif checkpoint is not None:
+            how = f"The same command with `--resume_from_checkpoint last` goes on from {checkpoint}"
+        else:
+            how = "There is no checkpoint to go on from"
+        print(f"{program}: interrupted. {how}.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
 
 
 def or_exit(program: str, set_up: Callable[[], Ready]) -> Ready:
@@ -113,7 +134,18 @@ def set_up(argv: Sequence[str]) -> Run:
     settings, args = parse_settings(argv)
     set_up_logging(args)
     set_seed(args.seed)  # The fresh heads are drawn before the trainer sets the seed.
-    return prepare(settings, args)
+    run = prepare(settings, args)
+    if settings.search is not None:
+        check_search(run.trainer, SearchConfig.from_dict(settings.search), run.tasks)
+    elif (checkpoint := checkpoint_of(run)) is not None:
+        check_same_run(checkpoint, run.trainer.model.config, args)
+    return run
+
+
+def checkpoint_of(run: Run) -> str | None:
+    """Returns the folder that the run is to go on from, or None if it begins anew."""
+    given = run.trainer.args.resume_from_checkpoint
+    return last_complete_checkpoint(run.output_dir) if given in _LAST else given
 
 
 def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Study | None = None) -> dict[str, Any]:
@@ -309,12 +341,12 @@ def train(run: Run) -> dict[str, Any]:
     if run.trainer.freezing.num_trainable == 0:
         logger.warning("freeze=%s: nothing trains, the model is only evaluated.", run.trainer.freezing.setting)
         return {}
-    resume = run.trainer.args.resume_from_checkpoint
-    if resume in _LAST:
-        resume = last_complete_checkpoint(run.output_dir)
+    resume = checkpoint_of(run)
+    if run.trainer.args.resume_from_checkpoint:
         logger.info("Resuming from %s.", resume or "the start: there is no complete checkpoint yet")
     started = time.perf_counter()
-    output = run.trainer.train(resume_from_checkpoint=resume)
+    with checkpoint_when_interrupted(run.trainer):
+        output = run.trainer.train(resume_from_checkpoint=resume)
     return {**output.metrics, "steps": output.global_step, "wall_seconds": round(time.perf_counter() - started, 1)}
 
 

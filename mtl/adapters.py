@@ -120,7 +120,11 @@ def add_adapter(model: MTLModel, config: "Mapping[str, Any] | PeftConfig") -> No
     vars(model)[_KEY] = _Adapter(get_peft_model(model.backbone, config), base_key)
     model.train(model.training)
     kind = str(getattr(config.peft_type, "value", config.peft_type))
-    logger.info("%s", adapter_parameters(model, kind))
+    counts = adapter_parameters(model, kind)
+    logger.info(
+        "A %s adapter is added: it and the heads train, %s of %s parameters.",
+        kind, f"{counts.num_trainable:,}", f"{counts.num_total:,}",
+    )  # fmt: skip
 
 
 def has_adapter(model: nn.Module) -> bool:

@@ -1,5 +1,6 @@
 """Settings of training: those of `TrainingArguments`, and what several tasks add to them."""
 
+import argparse
 import json
 import logging
 import math
@@ -26,7 +27,14 @@ class JsonObject(dict):
     """A dict that argparse can read: given a string, it parses it as JSON."""
 
     def __init__(self, value: Any = ()) -> None:
-        super().__init__(json.loads(value) if isinstance(value, str) else value)
+        if isinstance(value, str):
+            try:
+                value = json.loads(value)
+            except json.JSONDecodeError as error:
+                raise argparse.ArgumentTypeError(
+                    f'{value!r} is no JSON, such as {{"key": 1}}, names in double quotes: {error}'
+                ) from error
+        super().__init__(value)
 
 
 _LEAST = {

@@ -13,6 +13,18 @@ from mtl.rejection import REJECTION_METRICS
 # The Hub's names of metrics, where they differ from ours.
 _HUB_METRIC = {"pearson": "pearsonr", "spearman": "spearmanr", "rmse": "rmse", "f1_macro": "f1", "f1_micro": "f1"}
 
+_ALWAYS = (
+    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
+    "head_learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "weight_decay", "weighting",
+    "train_sampling_strategy", "freeze", "freeze_schedule", "peft", "layer_decay", "average_weights",
+    "backbone_dropout", "label_smoothing_factor", "head_dropout", "max_length", "seed",
+)  # fmt: skip
+_IF_SET = (
+    "aggregation", "mixture", "homogeneous_batches", "teacher", "distillation_temperature", "gold_share",
+    "teacher_annealing", "preserve_embeddings", "early_stopping_patience",
+)  # fmt: skip
+"""Settings of training that the card shows."""
+
 
 def build_card(
     config: MTLConfig,
@@ -40,6 +52,7 @@ def build_card(
         command: The command that trained the model.
     """
     num_heads = sum(task.has_head for task in config.tasks)
+    heads = "1 task head" if num_heads == 1 else f"{num_heads} task heads"
     data = ModelCardData(
         library_name="transformers",
         license=license,
@@ -52,14 +65,14 @@ def build_card(
     body = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {name}\n",
-        f"One `{base_model or config.text_config.model_type}` encoder with {num_heads} task heads on one "
+        f"One `{base_model or config.text_config.model_type}` encoder with {heads} on one "
         f"{config.pooling}-pooled, {config.hidden_size}-dimensional sentence embedding.\n",
         "## Tasks\n",
         "| task | type | outputs | weight |\n|---|---|---|---|",
         *(_task_row(task) for task in config.tasks),
         "",
         *(_result_section(result) for result in results),
-        _training_section(report, command),
+        _training_section(report, datasets, command),
         *_conflict_section(report),
         _usage_section(name),
         _limits_section(config, report),
@@ -119,26 +132,36 @@ def _support_of(metric: str, metrics: dict[str, Any]) -> str:
     return f"{inside + outside:,}" if metric in REJECTION_METRICS else f"{inside:,}"
 
 
-def _training_section(report: dict[str, Any], command: str) -> str:
-    settings, training, parameters = report["settings"], report["training"], report["parameters"]
-    keys = (
-        "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-        "head_learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "weight_decay", "weighting",
-        "aggregation", "freeze", "freeze_schedule", "peft", "layer_decay", "average_weights", "backbone_dropout",
-        "label_smoothing_factor", "head_dropout", "max_length", "seed",
-    )  # fmt: skip
-    # Of the two ends of a training the one that is set to steps counts.
-    unused = "num_train_epochs" if settings["max_steps"] > 0 else "max_steps"
-    given = [key for key in keys if key != unused and settings.get(key) is not None]
-    shown = "\n".join(f"| {key} | {settings[key]} |" for key in given)
-    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+def _training_section(report: dict[str, Any], datasets: Sequence[str], command: str) -> str:
+    training, parameters = report["training"], report["parameters"]
+    rows = ", ".join(f"{split} {count:,}" for split, count in report["data"]["rows"].items())
     runtime = training.get("train_runtime")
-    took = f"Training took {runtime:.0f} s" if runtime is not None else "Nothing was trained"
+    if runtime is None:
+        did, shown = f"Nothing was trained, the model was measured in {report['precision']}.", ""
+    else:
+        did = (
+            f"Training took {runtime:.0f} s ({training['steps']:,} steps) in {report['precision']}, with "
+            f"{parameters['trained']:,} of {parameters['total']:,} parameters learning."
+        )
+        lines = "\n".join(f"| {key} | {value} |" for key, value in _shown_settings(report["settings"]).items())
+        shown = f"| setting | value |\n|---|---|\n{lines}\n\n"
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     return (
-        f"## Training\n\n```bash\n{command}\n```\n\n{took}, in {report['precision']}, with "
-        f"{parameters['trained']:,} of {parameters['total']:,} parameters learning.\n\n"
-        f"| setting | value |\n|---|---|\n{shown}\n\nVersions: {versions}.\n"
+        f"## Training\n\n```bash\n{command}\n```\n\nData: {', '.join(datasets)}; rows: {rows}.\n\n{did}\n\n"
+        f"{shown}Versions: {versions}.\n"
     )
+
+
+def _shown_settings(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns the settings that training went by; of those that are seldom used, the ones that are set."""
+    hidden = {"num_train_epochs" if settings["max_steps"] > 0 else "max_steps"}  # The other one ends the training.
+    if not settings.get("teacher") and not any(source.get("teachers") for source in settings.get("sources", ())):
+        hidden |= {"distillation_temperature", "gold_share", "teacher_annealing"}
+    elif settings["teacher_annealing"]:
+        hidden |= {"gold_share"}
+    always = {key: settings[key] for key in _ALWAYS if settings.get(key) is not None}
+    seldom = {key: settings[key] for key in _IF_SET if settings.get(key) not in (None, False, 0, "none", [])}
+    return {key: value for key, value in (always | seldom).items() if key not in hidden}
 
 
 def _conflict_section(report: dict[str, Any]) -> list[str]:

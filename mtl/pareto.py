@@ -6,7 +6,7 @@ Algorithm: NSGA-II", IEEE Transactions on Evolutionary Computation 2002, section
 
 import importlib
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,11 +53,14 @@ def draw_fronts(results: Mapping[str, Any], folder: Path) -> list[Path]:
         }
         if points:
             files.append(folder / f"pareto-{first}-{second}.png")
-            _draw(points, [(name, metrics[name]) for name in (first, second)], files[-1])
+            best = results["best"] if len(metrics) > 2 and results["settings"]["objectives"] == "tasks" else ()
+            _draw(points, [(name, metrics[name]) for name in (first, second)], files[-1], best)
     return files
 
 
-def _draw(points: Mapping[int, tuple[float, float]], axes: Sequence[tuple[str, str]], path: Path) -> None:
+def _draw(
+    points: Mapping[int, tuple[float, float]], axes: Sequence[tuple[str, str]], path: Path, best: Collection[int]
+) -> None:
     from matplotlib.figure import Figure  # Without pyplot, which would choose a backend for the whole process.
 
     directions = ["minimize" if metric in LOWER_IS_BETTER else "maximize" for _, metric in axes]
@@ -66,7 +69,14 @@ def _draw(points: Mapping[int, tuple[float, float]], axes: Sequence[tuple[str, s
     others = [index for index in range(len(values)) if index not in front]
     figure = Figure(figsize=(6.4, 4.8), dpi=150, layout="constrained")
     plot = figure.subplots()
-    plot.plot(*zip(*(values[index] for index in front), strict=True), "o-", color="tab:blue", label="Pareto front")
+    # Stairs: what lies between two trials is not reached, but one of them is as good or better.
+    stairs = "steps-post" if directions[0] == "minimize" else "steps-pre"
+    line: Any = {"drawstyle": stairs, "color": "tab:blue", "label": "Pareto front of these two"}
+    plot.plot(*zip(*(values[index] for index in front), strict=True), "o-", **line)
+    ringed = [points[number] for number in best if number in points]
+    if ringed:
+        ring: Any = {"markersize": 11, "fillstyle": "none", "color": "black", "label": "Pareto front of all tasks"}
+        plot.plot(*zip(*ringed, strict=True), "o", **ring)
     if others:
         plot.plot(*zip(*(values[index] for index in others), strict=True), "o", color="silver", label="other trials")
     for value in set(values):

@@ -12,8 +12,9 @@ import json
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from transformers import Trainer
@@ -26,6 +27,7 @@ from mtl.evaluation import json_number
 from mtl.metrics import LOWER_IS_BETTER, PRIMARY_METRIC
 from mtl.pareto import draw_fronts, optional_module, pareto_front
 from mtl.report import write_report
+from mtl.trainer_checks import encoder_learns
 
 logger = logging.getLogger(__name__)
 
@@ -43,9 +45,8 @@ _OF_TRAINING = (
 """Settings of training without which the figures of two trials cannot be compared."""
 
 
-def default_space() -> dict[str, tuple[float, float]]:
-    """Returns the ranges that are searched if none are given."""
-    return {"learning_rate": (1e-5, 5e-4), "head_learning_rate": (1e-4, 1e-2), "weight": (0.1, 10.0)}
+DEFAULT_SPACE = {"learning_rate": (1e-5, 5e-4), "head_learning_rate": (1e-4, 1e-2), "weight": (0.1, 10.0)}
+"""The ranges that are searched if none are given; where the encoder is frozen, that of the heads alone."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ class SearchConfig:
         n_trials: Trainings in all, those of an earlier, interrupted search among them.
         objectives: `"score"` for the mean of the tasks' primary metrics; `"tasks"` for each of these by itself.
         space: Ranges (least, most), each sampled log-uniformly: `learning_rate`, `head_learning_rate`, `weight` for
-            that of every task, `weight_<task>` for that of one. What is not named keeps its value.
+            that of every task, `weight_<task>` for that of one. What is not named keeps its value. If not given, those
+            of `DEFAULT_SPACE` that have an effect.
 
     Raises:
         ValueError: If a setting is illegal.
@@ -64,7 +66,7 @@ class SearchConfig:
 
     n_trials: int = 20
     objectives: str = "score"
-    space: Mapping[str, tuple[float, float]] = field(default_factory=default_space)
+    space: Mapping[str, tuple[float, float]] | None = None
 
     def __post_init__(self) -> None:
         """Checks the settings; numbers such as `1e-4`, which YAML reads as text, become floats."""
@@ -72,6 +74,8 @@ class SearchConfig:
             raise ValueError(f"search: n_trials must be an int of at least 1, found {self.n_trials!r}.")
         if self.objectives not in OBJECTIVES:
             raise ValueError(f"search: objectives {self.objectives!r} is unknown. Use one of {list(OBJECTIVES)}.")
+        if self.space is None:
+            return
         if not isinstance(self.space, Mapping) or not self.space:
             raise ValueError(f"search: space must map names to ranges, found {self.space!r}.")
         object.__setattr__(self, "space", {name: _range(name, given) for name, given in self.space.items()})
@@ -89,19 +93,34 @@ class SearchConfig:
             raise ValueError(f"search: there is no setting {unknown[0]!r}. Known are {known}.")
         return cls(**settings)
 
-    def ranges(self, tasks: Sequence[TaskConfig]) -> dict[str, tuple[float, float]]:
+    def ranges(self, tasks: Sequence[TaskConfig], *, is_frozen: bool = False) -> dict[str, tuple[float, float]]:
         """Returns the range of each thing that is sampled, weights by task.
 
+        Args:
+            tasks: The tasks.
+            is_frozen: Whether the encoder does not learn.
+
         Raises:
-            ValueError: If the space names what is neither a learning rate nor the weight of a task.
+            ValueError: If the space names what is neither a learning rate nor the weight of a task, or, with a frozen
+                encoder, has no effect.
         """
-        weights = {f"weight_{task.name}": self.space.get("weight") for task in tasks}
+        space = self.space or DEFAULT_SPACE
+        weights = {f"weight_{task.name}": space.get("weight") for task in tasks}
         known = [*RATES, "weight", *weights]
-        for name in self.space:
+        for name in space:
             if name not in known:
                 raise ValueError(f"search: space has {name!r}. It may have {known}.")
-        named = {name: self.space.get(name, every) for name, every in weights.items()}
-        rates = {name: self.space[name] for name in RATES if name in self.space}
+        if is_frozen:
+            void = [name for name in self.space or () if name != "head_learning_rate"]
+            if void:
+                raise ValueError(
+                    f"search: {void} are sampled, but the encoder is frozen: it has no learning rate, and each head "
+                    "learns by its own loss alone, whose scale the optimizer evens out. Leave them out of `space`, or "
+                    "let the encoder learn."
+                )
+            return {"head_learning_rate": space["head_learning_rate"]}
+        named = {name: space.get(name, every) for name, every in weights.items()}
+        rates = {name: space[name] for name in RATES if name in space}
         return {**rates, **{name: given for name, given in named.items() if given is not None}}
 
 
@@ -142,16 +161,9 @@ def search(
         ValueError: If there is nothing to evaluate on, several processes run, the folder has another search, or one
             with other settings of training, or weights are sampled that have no effect.
     """
-    optuna = optional_module("optuna")
-    optional_module("matplotlib")
-    model: Any = trainer.model
+    optuna, _ = check_search(trainer, config, tasks)
     args: Any = trainer.args
-    if trainer.eval_dataset is None or args.world_size > 1:
-        raise ValueError(
-            f"A search needs rows of validation (found {trainer.eval_dataset is not None}) and one process (found "
-            f"{args.world_size}). Give an `eval_dataset`, and start it without torchrun."
-        )
-    run = _Search(trainer, make_model, config, tuple(model.config.tasks if tasks is None else tasks))
+    run = _Search(trainer, make_model, config, _tasks_of(trainer, tasks))
     settings = run.settings()  # A trial leaves its learning rates in the trainer's.
     output_dir = Path(str(args.output_dir))
     output_dir.mkdir(parents=True, exist_ok=True)
@@ -159,18 +171,62 @@ def search(
     where = {"study_name": "search", "storage": storage, "load_if_exists": True}
     study = optuna.create_study(directions=run.directions, **where)
     _check_same_search(study, settings, output_dir)
-    with run.prepared_trainer():
+    with run.prepared_trainer(), _quiet(optuna):
         while (done := len(_finished(study))) < config.n_trials:
             # A study that goes on gets a fresh sampler; so does every trial, and both give the same samples.
             sampler = optuna.samplers.TPESampler(seed=args.seed + done)
             run.do_trial(study, sampler=sampler, pruner=optuna.pruners.NopPruner(), **where)
             results = _results(study, settings)
             write_report(results, output_dir / RESULTS)
-            logger.info("Trial %d of %d: %s", done + 1, config.n_trials, results["trials"][-1])
+            logger.info("%d of %d trials done: %s", done + 1, config.n_trials, results["trials"][-1])
     results = _results(study, settings)
     write_report(results, output_dir / RESULTS)
     draw_fronts(results, output_dir)
     return results
+
+
+def check_search(
+    trainer: Trainer, config: SearchConfig, tasks: Sequence[TaskConfig] | None = None
+) -> tuple[ModuleType, ModuleType]:
+    """Checks that a search can begin; the arguments are those of [`search`]. Returns optuna and matplotlib.
+
+    Raises:
+        ImportError: If one of these is not installed.
+        ValueError: If there is nothing to evaluate on, several processes run, or what is sampled has no effect.
+    """
+    modules = optional_module("optuna"), optional_module("matplotlib")
+    args: Any = trainer.args
+    if trainer.eval_dataset is None or args.world_size > 1:
+        raise ValueError(
+            f"A search needs rows of validation (found {trainer.eval_dataset is not None}) and one process (found "
+            f"{args.world_size}). Give an `eval_dataset`, and start it without torchrun."
+        )
+    weights = [name for name in _ranges(trainer, config, _tasks_of(trainer, tasks)) if name not in RATES]
+    if weights and args.weighting == "equal":
+        raise ValueError(
+            f"search: {weights} are sampled, but weighting='equal' gives the weights of the tasks no effect. "
+            "Leave them out of `space`, or choose another weighting, such as 'fixed'."
+        )
+    return modules
+
+
+def _tasks_of(trainer: Any, tasks: Sequence[TaskConfig] | None) -> tuple[TaskConfig, ...]:
+    return tuple(trainer.model.config.tasks if tasks is None else tasks)
+
+
+def _ranges(trainer: Any, config: SearchConfig, tasks: Sequence[TaskConfig]) -> dict[str, tuple[float, float]]:
+    return config.ranges(tasks, is_frozen=not encoder_learns(trainer.model, trainer.args))
+
+
+@contextlib.contextmanager
+def _quiet(optuna: ModuleType) -> Iterator[None]:
+    # It announces that the study exists before every trial, and counts the trials in another way than the log here.
+    before = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        yield
+    finally:
+        optuna.logging.set_verbosity(before)
 
 
 class _Search:
@@ -184,22 +240,12 @@ class _Search:
         tasks: Sequence[TaskConfig],
     ) -> None:
         self.trainer, self.make_model, self.config, self.tasks = trainer, make_model, config, tasks
-        self.ranges = config.ranges(tasks)
-        self._check_weights()
+        self.ranges = _ranges(trainer, config, tasks)
         self.metrics = {task.name: PRIMARY_METRIC[task.problem_type] for task in tasks}
         names = ["score"] if config.objectives == "score" else list(self.metrics.values())
         self.directions = ["minimize" if name in LOWER_IS_BETTER else "maximize" for name in names]
         self.trial: Any = None
         self.is_undefined = False
-
-    def _check_weights(self) -> None:
-        args: Any = self.trainer.args
-        weights = [name for name in self.ranges if name not in RATES]
-        if weights and args.weighting == "equal":
-            raise ValueError(
-                f"search: {weights} are sampled, but weighting='equal' gives the weights of the tasks no effect. "
-                "Leave them out of `space`, or choose another weighting, such as 'fixed'."
-            )
 
     def settings(self) -> dict[str, Any]:
         """Returns what makes trials comparable, as JSON-ready values."""

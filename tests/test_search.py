@@ -180,7 +180,8 @@ def test_pictures_of_every_pair(tmp_path: Path) -> None:
         for number, (a, b) in enumerate([(0.7, 0.9), (0.8, 0.8), (0.6, 0.6), (None, 0.1)])
     ]
     metrics = {"a": "accuracy", "b": "rmse", "c": "pearson"}
-    files = draw_fronts({"settings": {"metrics": metrics}, "trials": trials}, tmp_path)
+    settings = {"metrics": metrics, "objectives": "tasks"}
+    files = draw_fronts({"settings": settings, "trials": trials, "best": [0, 1, 2]}, tmp_path)
     assert [file.name for file in files] == ["pareto-a-b.png", "pareto-a-c.png", "pareto-b-c.png"]
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in files)
 
@@ -216,6 +217,13 @@ def test_illegal_settings(settings: dict[str, Any], message: str) -> None:
 def test_a_name_that_is_nothing_to_search(tasks: tuple[TaskConfig, ...]) -> None:
     with pytest.raises(ValueError, match="space has 'weight_topik'. It may have"):
         SearchConfig(space={"weight_topik": (1, 2)}).ranges(tasks)
+
+
+def test_frozen_encoder_leaves_the_rate_of_the_heads_to_search(tasks: tuple[TaskConfig, ...]) -> None:
+    assert SearchConfig().ranges(tasks, is_frozen=True) == {"head_learning_rate": (1e-4, 1e-2)}
+    config = SearchConfig(space={"head_learning_rate": (1, 2), "learning_rate": (1, 2), "weight_topic": (1, 2)})
+    with pytest.raises(ValueError, match=r"\['learning_rate', 'weight_topic'\] are sampled, but the encoder"):
+        config.ranges(tasks, is_frozen=True)
 
 
 def test_needs_rows_of_validation(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
@@ -254,7 +262,7 @@ def test_the_program_searches(
         "backbone": str(backbone_dir("bert")), "sources": [source], "use_cpu": True, "max_steps": 2,
         "tasks": [{"name": "topic"}, {"name": "valence", "problem_type": "regression", "weight": 0.5}],
         "search": {"n_trials": 2, "objectives": "tasks", "space": {"weight_topic": [0.5, 2]}},
-        "output_dir": str(tmp_path / "out"), "disable_tqdm": True, "freeze": "backbone",
+        "output_dir": str(tmp_path / "out"), "disable_tqdm": True, "freeze": "lower_layers:1",
     }  # fmt: skip
     path = tmp_path / "settings.yaml"
     path.write_text(yaml.safe_dump(settings), encoding="utf-8")

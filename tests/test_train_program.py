@@ -1,6 +1,7 @@
 """The program from a settings file to the saved, measured, shared model."""
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -279,6 +280,30 @@ def test_card_tells_what_ended_the_training(write_settings: WriteSettings, tmp_p
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| max_steps | 3 |" in card
     assert "num_train_epochs" not in card  # They took no part.
+    assert "Data: toy; rows: train 64, validation 30, test 30." in card
+    assert "(3 steps)" in card
+    assert "gold_share" not in card and "| mixture |" not in card
+
+
+def test_card_of_a_model_that_was_only_measured_shows_no_settings_of_training(
+    write_settings: WriteSettings, tmp_path: Path
+) -> None:
+    train_trainer.main([write_settings(freeze="all", load_best_model_at_end=False)])
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Nothing was trained, the model was measured in " in card
+    assert "learning_rate" not in card
+
+
+def test_card_shows_what_is_seldom_set(write_settings: WriteSettings, tmp_path: Path) -> None:
+    saved = {"eval_strategy": "no", "save_strategy": "no", "load_best_model_at_end": False}
+    teacher = str(tmp_path / "teacher")
+    train_trainer.main([write_settings(max_steps=1, **saved), "--output_dir", teacher])
+    changes = {"teacher": teacher, "teacher_annealing": True, "preserve_embeddings": 0.5, "mixture": "balanced"}
+    train_trainer.main([write_settings(max_steps=1, **saved, **changes)])
+    card = (tmp_path / "out" / "README.md").read_text()
+    for line in ("| teacher_annealing | True |", "| preserve_embeddings | 0.5 |", "| mixture | balanced |"):
+        assert line in card
+    assert "gold_share" not in card  # It has no effect beside annealing.
     assert "Texts are cut at 32 tokens; of the 124 rows that it was trained and measured on 0 texts" in card
 
 
@@ -306,6 +331,8 @@ def test_undefined_metric_does_not_cost_the_report(write_settings: WriteSettings
         ({"tasks": [{"name": "tone"}]}, "Task 'tone' has no label column in any source"),
         ({"head_dropout": 1}, "error: head_dropout must be in [0, 1), found 1.0."),
         ({"resume_from_checkpoint": "nowhere"}, "error: 'nowhere' cannot be resumed from: there is no such folder"),
+        ({"search": {"trials": 3}}, "error: search: there is no setting 'trials'."),
+        ({"search": {"space": {"wight": [1, 2]}}}, "error: search: space has 'wight'."),
     ],
 )
 def test_on_the_command_line_bad_settings_give_a_message_and_no_traceback(
@@ -321,7 +348,46 @@ def test_on_the_command_line_bad_settings_give_a_message_and_no_traceback(
     assert message in ended.stderr and "Traceback" not in ended.stderr
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--learning_rate", "high"], "argument --learning_rate/--learning-rate: invalid float value: 'high'"),
+        (["--search", "{n_trials: 3}"], "'{n_trials: 3}' is no JSON, such as {\"key\": 1}, names in double quotes"),
+    ],
+)
+def test_value_of_another_type_is_told_in_a_line(given: list[str], message: str) -> None:
+    with pytest.raises(ValueError) as error:
+        parse_settings(given)
+    assert message in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_checkpoint_of_another_run_is_refused_before_training(write_settings: WriteSettings, tmp_path: Path) -> None:
+    train_trainer.main([write_settings(num_train_epochs=1)])
+    [checkpoint] = (tmp_path / "out").glob("checkpoint-*")
+    with pytest.raises(ValueError, match="freeze"):
+        train_trainer.set_up([write_settings(), "--freeze", "backbone", "--resume_from_checkpoint", str(checkpoint)])
+
+
 def test_help_shows_the_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         parse_settings(["--help"])
     assert "Dropout before the heads. (default: 0.1)" in capsys.readouterr().out
+
+
+def test_program_says_what_is_saved_and_how_to_go_on(write_settings: WriteSettings, tmp_path: Path) -> None:
+    path = write_settings(num_train_epochs=2000, save_strategy="no", load_best_model_at_end=False)
+    command = [sys.executable, "train_trainer.py", path]
+    told = []
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            told.append(line)
+            if "step 4/" in line:
+                process.send_signal(signal.SIGINT)
+    text = "".join(told)
+    assert process.returncode == 130, text
+    assert "a checkpoint is written after this step" in text
+    [checkpoint] = (tmp_path / "out").glob("checkpoint-*")
+    assert f"interrupted. The same command with `--resume_from_checkpoint last` goes on from {checkpoint}.\n" in text
+    assert "Traceback" not in text
