@@ -32,7 +32,8 @@ class EarlyStopping(EarlyStoppingCallback):
     ) -> None:
         """Takes up the count of evaluations without a better score; a run that it has stopped stays so."""
         super().on_train_begin(args, state, control, **kwargs)
-        saved: Any = state.stateful_callbacks.get(type(self).__name__, {}) if state.global_step else {}
+        callbacks: Any = state.stateful_callbacks  # By the names of their classes.
+        saved = callbacks.get(type(self).__name__, {}) if state.global_step else {}
         self.early_stopping_patience_counter = saved.get("attributes", {}).get("early_stopping_patience_counter", 0)
         if self.early_stopping_patience_counter >= self.early_stopping_patience:
             logger.info("The checkpoint is of a run that stopped early. A larger early_stopping_patience goes on.")
