@@ -34,7 +34,8 @@ from mtl.interrupt import checkpoint_when_interrupted
 from mtl.rejection import check_rejection_data, rejects
 from mtl.report import build_report, write_report
 from mtl.saved_models import freeze_other_heads, load_saved
-from mtl.search import SearchConfig, check_search, search, summary
+from mtl.search import check_search, search, summary
+from mtl.search_space import SearchConfig
 from mtl.settings import (
     DEFAULT_MAX_LENGTH,
     EMBEDDED_BACKBONE,

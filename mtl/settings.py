@@ -54,7 +54,7 @@ class RunSettings:
         split_seed: Seed of these cuts; apart from `seed`, so that runs of several seeds, and a model and its teacher,
             share their splits.
         search: Settings of a search over learning rates and task weights, which then takes the place of the training;
-            a dict of `mtl.search.SearchConfig`.
+            a dict of `mtl.search_space.SearchConfig`.
         fit_rejection: Whether thresholds of tasks with an `out_of_scope_label` are fitted on validation. If not given,
             after a training, and where a task has none yet; a `rejection_threshold` in the settings of a task stays.
         rejection_acceptance: Share of the validation rows in scope that thresholds are to accept. If not given, they

@@ -17,7 +17,8 @@ from datasets import Dataset, DatasetDict
 import merge_models
 from configuration_mtl import IGNORE_INDEX, TaskConfig
 from modeling_mtl import MTLModel
-from mtl.search import SearchConfig, search
+from mtl.search import search
+from mtl.search_space import SearchConfig
 from mtl.trainer import MTLTrainer
 from train_trainer import main
 

@@ -17,7 +17,8 @@ from matplotlib.axes import Axes
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.pareto import draw_fronts, pareto_front
-from mtl.search import SearchConfig, search, summary
+from mtl.search import search, summary
+from mtl.search_space import SearchConfig
 from mtl.trainer import MTLTrainer
 from train_trainer import main
 
