@@ -67,6 +67,7 @@ class Run:
         splits: The tokenised splits.
         tasks: The tasks, with their labels.
         truncated: Count of texts cut at the limit, by split.
+        checkpoint: Folder of the checkpoint that it goes on from; None if it begins anew.
     """
 
     settings: RunSettings
@@ -74,6 +75,7 @@ class Run:
     splits: DatasetDict
     tasks: tuple[TaskConfig, ...]
     truncated: dict[str, int]
+    checkpoint: str | None
 
     @property
     def output_dir(self) -> Path:
@@ -102,10 +104,9 @@ def told_when_interrupted(program: str, run: Run) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        checkpoint = None if run.settings.search else last_complete_checkpoint(run.output_dir)
-        if run.settings.search:
+        if run.settings.search is not None:
             how = "The same command goes on with the trials that are missing"
-        elif checkpoint is not None:
+        elif (checkpoint := last_complete_checkpoint(run.output_dir)) is not None:
             how = f"The same command with `--resume_from_checkpoint last` goes on from {checkpoint}"
         else:
             how = "There is no checkpoint to go on from"
@@ -135,18 +136,7 @@ def set_up(argv: Sequence[str]) -> Run:
     settings, args = parse_settings(argv)
     set_up_logging(args)
     set_seed(args.seed)  # The fresh heads are drawn before the trainer sets the seed.
-    run = prepare(settings, args)
-    if settings.search is not None:
-        check_search(run.trainer, SearchConfig.from_dict(settings.search), run.tasks)
-    elif (checkpoint := checkpoint_of(run)) is not None:
-        check_same_run(checkpoint, run.trainer.model.config, args)
-    return run
-
-
-def checkpoint_of(run: Run) -> str | None:
-    """Returns the folder that the run is to go on from, or None if it begins anew."""
-    given = run.trainer.args.resume_from_checkpoint
-    return last_complete_checkpoint(run.output_dir) if given in _LAST else given
+    return prepare(settings, args)
 
 
 def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Study | None = None) -> dict[str, Any]:
@@ -264,16 +254,29 @@ def assemble(
         )
     if not args.disable_tqdm:
         _replace_progress(trainer, tasks)
-    run = Run(settings, trainer, splits, _with_thresholds_of(trainer, tasks), truncated)
-    if settings.search is None:  # A search fits no threshold.
-        to_fit = _tasks_to_fit(run)
-        if settings.fit_rejection and not to_fit:
-            raise ValueError(
-                "fit_rejection=True has no effect: no task has an `out_of_scope_label` without a "
-                "`rejection_threshold` of the settings. Give a task one, or leave it out."
-            )
-        check_rejection_data(to_fit, splits.get("validation"), settings.rejection_acceptance)
+    checkpoint = args.resume_from_checkpoint
+    if checkpoint in _LAST:
+        checkpoint = last_complete_checkpoint(str(args.output_dir))
+    run = Run(settings, trainer, splits, _with_thresholds_of(trainer, tasks), truncated, checkpoint)
+    _check_before_work(run)
     return run
+
+
+def _check_before_work(run: Run) -> None:
+    """Refuses what would otherwise end a search or a training after much has been set up, or at its end."""
+    settings = run.settings
+    if settings.search is not None:  # It fits no threshold, and finds by itself what to go on from.
+        check_search(run.trainer, SearchConfig.from_dict(settings.search), run.tasks)
+        return
+    if run.checkpoint is not None:
+        check_same_run(run.checkpoint, run.trainer.model.config, run.trainer.args)
+    to_fit = _tasks_to_fit(run)
+    if settings.fit_rejection and not to_fit:
+        raise ValueError(
+            "fit_rejection=True has no effect: no task has an `out_of_scope_label` without a "
+            "`rejection_threshold` of the settings. Give a task one, or leave it out."
+        )
+    check_rejection_data(to_fit, run.splits.get("validation"), settings.rejection_acceptance)
 
 
 def _tasks_to_fit(run: Run) -> list[TaskConfig]:
@@ -342,12 +345,11 @@ def train(run: Run) -> dict[str, Any]:
     if run.trainer.freezing.num_trainable == 0:
         logger.warning("freeze=%s: nothing trains, the model is only evaluated.", run.trainer.freezing.setting)
         return {}
-    resume = checkpoint_of(run)
     if run.trainer.args.resume_from_checkpoint:
-        logger.info("Resuming from %s.", resume or "the start: there is no complete checkpoint yet")
+        logger.info("Resuming from %s.", run.checkpoint or "the start: there is no complete checkpoint yet")
     started = time.perf_counter()
     with checkpoint_when_interrupted(run.trainer):
-        output = run.trainer.train(resume_from_checkpoint=resume)
+        output = run.trainer.train(resume_from_checkpoint=run.checkpoint)
     return {**output.metrics, "steps": output.global_step, "wall_seconds": round(time.perf_counter() - started, 1)}
 
 

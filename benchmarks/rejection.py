@@ -11,8 +11,10 @@ from dataclasses import replace
 from statistics import mean
 from typing import Any
 
+import numpy.typing as npt
 import torch
 import yaml
+from datasets import Dataset
 from documents import settings_that_count
 from seeds import ROOT, add_options, run_seeds
 
@@ -21,7 +23,7 @@ from configuration_mtl import REJECTION_SCORES, TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.data import load_sources, tokenize_splits
-from mtl.rejection import fit_rejection, rejection_metrics
+from mtl.rejection import fitted_threshold, rejection_metrics
 from mtl.sources import SourceConfig
 from mtl.trainer import MTLTrainer
 
@@ -55,11 +57,11 @@ def measure(folder: str, data_dir: str) -> dict[str, Any]:
     splits, _ = tokenize_splits(splits, model.tokenizer, max_length=model.max_tokens())
     args = MTLTrainingArguments(f"{folder}/rejection", per_device_eval_batch_size=128, precision="fp32")
     trainer = MTLTrainer(model, args)
-    output: Any = trainer.predict(splits["test"])
-    logits, labels = output.predictions[TASK], output.label_ids[TASK]
+    logits, labels = _said(trainer, splits["test"])
+    validation = _said(trainer, splits["validation"])
 
     def figures(task: TaskConfig, acceptance: float | None) -> dict[str, float]:
-        threshold = fit_rejection(trainer, splits["validation"], [task], acceptance=acceptance)[TASK]
+        threshold = fitted_threshold(task, *validation, acceptance)
         task = replace(task, rejection_threshold=threshold)
         scores = confidence(torch.from_numpy(logits[labels >= 0]), str(task.rejection_score))  # (N,)
         accepted = float((scores >= threshold).double().mean())
@@ -70,6 +72,12 @@ def measure(folder: str, data_dir: str) -> dict[str, Any]:
         score: {name: figures(replace(task, rejection_score=score), share) for name, share in FITS.items()}
         for score in REJECTION_SCORES
     }
+
+
+def _said(trainer: MTLTrainer, rows: Dataset) -> tuple[npt.NDArray, npt.NDArray]:
+    """Returns the logits of the head, (N, C), and the labels, (N,)."""
+    output: Any = trainer.predict(rows)
+    return output.predictions[TASK], output.label_ids[TASK]
 
 
 def table(runs: dict[str, Any]) -> str:

@@ -160,6 +160,19 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
         later = ("mixture", "homogeneous_batches", "distillation_temperature", "teacher_annealing", "gold_share")
         present = [key for key in later if key in settings]
         pairs.append(({key: settings[key] for key in present}, {key: now[key] for key in present}))
+    for before, after in pairs:
+        changed = [key for key in before if before[key] != after[key]]
+        if changed:
+            raise ValueError(
+                f"{str(checkpoint)!r} cannot be resumed from: its {changed[0]} is {before[changed[0]]}, that of this "
+                f"run {after[changed[0]]}. Set it alike, or start anew in another `output_dir`."
+            )
+
+
+def warn_of_changes(checkpoint: str | os.PathLike[str], args: MTLTrainingArguments) -> None:
+    """Tells what is another in the run that is to go on, where it may be; the arguments are of [`check_same_run`]."""
+    settings, now = _read_json(Path(checkpoint) / TRAINING_ARGS_JSON), json.loads(args.to_json_string())
+    if settings is not None:
         for key in ("learning_rate", "head_learning_rate"):
             if settings.get(key) != now.get(key):
                 logger.warning("%s stays %s, as in %s.", key, settings.get(key), checkpoint)
@@ -171,13 +184,6 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
                     key, settings[key], checkpoint, now[key],
                 )  # fmt: skip
     _warn_of_another_order(checkpoint, args)
-    for before, after in pairs:
-        changed = [key for key in before if before[key] != after[key]]
-        if changed:
-            raise ValueError(
-                f"{str(checkpoint)!r} cannot be resumed from: its {changed[0]} is {before[changed[0]]}, that of this "
-                f"run {after[changed[0]]}. Set it alike, or start anew in another `output_dir`."
-            )
 
 
 def _warn_of_another_order(checkpoint: str | os.PathLike[str], args: MTLTrainingArguments) -> None:

@@ -53,7 +53,7 @@ class EvaluationResult:
         """
         metrics = {}
         for task in tasks:
-            names = {key: f"{prefix}_{task.name}_{key}" for key in _keys_of(task)}
+            names = {key: f"{prefix}_{task.name}_{key}" for key in metric_keys(task)}
             metrics[task.name] = {key: log[name] for key, name in names.items() if name in log}
         return cls(
             split=split,
@@ -95,7 +95,8 @@ class EvaluationMetrics:
 
     def __init__(self, tasks: Sequence[TaskConfig]) -> None:
         self.tasks = tuple(tasks)
-        _check_names(self.tasks)
+        if (doubled := doubled_metric(self.tasks)) is not None:
+            raise ValueError("Tasks {!r} and {!r} both have a metric {!r}. Rename one of them.".format(*doubled))
         self.primary = {task.name: PRIMARY_METRIC[task.problem_type] for task in self.tasks}
 
     def by_task(self, logits: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
@@ -162,18 +163,24 @@ def evaluation_of_final_model(
     return EvaluationResult.from_log(logs[-1], tasks, split=split, num_rows=len(dataset), prefix="eval")
 
 
-def _keys_of(task: TaskConfig) -> list[str]:
+def metric_keys(task: TaskConfig) -> list[str]:
+    """Returns the keys of all metrics that a task may have, with those that need labels or a threshold."""
     keys = [*(metric.key for metric in METRICS[task.problem_type]), "loss", "support"]
     return [*keys, *REJECTION_METRICS] if rejects(task) else keys
 
 
-def _check_names(tasks: Sequence[TaskConfig]) -> None:
+def doubled_metric(tasks: Sequence[TaskConfig]) -> tuple[str, str, str] | None:
+    """Returns a name that a metric of one task and another of another have, after these two; None if there is none.
+
+    `oos_support` of the task `a` and `support` of `a_oos` are such metrics.
+    """
     owners: dict[str, str] = {}
     for task in tasks:
-        for name in [f"{task.name}_{key}" for key in _keys_of(task)]:
+        for name in [f"{task.name}_{key}" for key in metric_keys(task)]:
             other = owners.setdefault(name, task.name)
             if other != task.name:
-                raise ValueError(f"Tasks {other!r} and {task.name!r} both have a metric {name!r}. Rename one of them.")
+                return other, task.name, name
+    return None
 
 
 def _mean_loss(task: TaskConfig, logits: torch.Tensor, labels: torch.Tensor) -> float:

@@ -168,16 +168,32 @@ def fit_rejection(
     output = trainer.predict(dataset, metric_key_prefix="_")
     thresholds = {}
     for task in tasks:
-        rows = _rows(task, output.predictions[task.name], output.label_ids[task.name])
-        if not np.isfinite(rows.confidences).all():
-            raise ValueError(f"Task {task.name!r}: logits on validation are not finite. Train it anew.")
-        if acceptance is None:
-            threshold = best_threshold(rows.confidences, rows.is_outside, rows.is_right)
-        else:
-            threshold = accepting_threshold(rows.confidences[~rows.is_outside], acceptance)
-        thresholds[task.name] = threshold
+        logits, labels = output.predictions[task.name], output.label_ids[task.name]
+        threshold = thresholds[task.name] = fitted_threshold(task, logits, labels, acceptance)
         logger.info("Task %r: %r below %s %.4f.", task.name, task.out_of_scope_label, task.rejection_score, threshold)
     return thresholds
+
+
+def fitted_threshold(
+    task: TaskConfig, logits: npt.NDArray, labels: npt.NDArray, acceptance: float | None = None
+) -> float:
+    """Returns the threshold of a task, for its `rejection_score`, from what its head says of validation.
+
+    Args:
+        task: The task.
+        logits: Logits of the head. Shape (N, C).
+        labels: Class ids, -1 for out of scope, -100 for missing. Shape (N,).
+        acceptance: See [`fit_rejection`].
+
+    Raises:
+        ValueError: If logits are not finite.
+    """
+    rows = _rows(task, logits, labels)
+    if not np.isfinite(rows.confidences).all():
+        raise ValueError(f"Task {task.name!r}: logits on validation are not finite. Train it anew.")
+    if acceptance is None:
+        return best_threshold(rows.confidences, rows.is_outside, rows.is_right)
+    return accepting_threshold(rows.confidences[~rows.is_outside], acceptance)
 
 
 def with_thresholds(tasks: Sequence[TaskConfig], thresholds: Mapping[str, float]) -> list[TaskConfig]:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from configuration_mtl import TaskConfig
@@ -50,7 +50,8 @@ def load_saved(settings: RunSettings, path: str, tasks: Sequence[TaskConfig], co
         trust_remote_code=settings.trust_remote_code,
         output_loading_info=True,
     )
-    _check_complete(path, loading["missing_keys"])
+    what = f"The model {path!r} names weights that it does not hold,"
+    check_complete(what, loading, ", which would be drawn anew. Copy or download it again.")
     for name in wanted:
         if name not in saved:
             logger.info("%s has no task %r: it is added%s.", path, name, ", with a fresh head" * wanted[name].has_head)
@@ -62,12 +63,19 @@ def load_saved(settings: RunSettings, path: str, tasks: Sequence[TaskConfig], co
     return model
 
 
-def _check_complete(path: str, missing: Collection[str]) -> None:
-    if missing:
-        raise ValueError(
-            f"The model {path!r} names weights that it does not hold, {sorted(missing)[:3]}, which would be drawn "
-            "anew. Copy or download it again."
-        )
+def check_complete(what: str, loading: Mapping[str, Any], fix: str) -> None:
+    """Checks that a model was loaded without drawing weights anew.
+
+    Args:
+        what: What the message says before the names of weights.
+        loading: What `from_pretrained` tells with `output_loading_info`.
+        fix: What it says after them.
+
+    Raises:
+        ValueError: If weights were missing.
+    """
+    if loading["missing_keys"]:
+        raise ValueError(f"{what} {sorted(loading['missing_keys'])[:3]}{fix}")
 
 
 def _as_wanted(saved: TaskConfig, wanted: TaskConfig) -> TaskConfig:

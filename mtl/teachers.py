@@ -25,6 +25,7 @@ from inference_mtl import Text, position_limit, tokenize
 from modeling_mtl import MTLModel
 from mtl.content_keys import cache_file, key_of, key_of_config, key_of_rows, key_of_tokenizer, key_of_weights
 from mtl.data import row_texts
+from mtl.saved_models import check_complete
 from mtl.sources import PAIR_COLUMN, TEXT_COLUMN
 from mtl.teacher_columns import as_teacher_column, teacher_column
 
@@ -100,7 +101,8 @@ def load_mtl_teacher(
             "single tasks use `merge_models.py`, or write what they say into columns (`teachers` of a source)."
         )
     model, loading = MTLModel.from_pretrained(name, trust_remote_code=trust_remote_code, output_loading_info=True)
-    _check_complete(f"teacher {name!r}", loading, "Copy or download it again, or give another teacher.")
+    again = ". Copy or download it again, or give another teacher."
+    check_complete(f"teacher {name!r}: its weights lack", loading, again)
     model = model.to(device or "cpu").eval()
     if model.tokenizer is None:
         raise ValueError(
@@ -143,8 +145,8 @@ def load_classifier_teacher(
             f"Teacher {task}={name}: its weights do not have the shapes of its config.json, which names "
             f"{config.num_labels} labels ({list(config.id2label.values())[:3]}). Correct `id2label` there."
         ) from error
-    fix = "It has not been trained for classification: give a fine-tuned model."
-    _check_complete(f"Teacher {task}={name}", loading, fix)
+    fix = ". It has not been trained for classification: give a fine-tuned model."
+    check_complete(f"Teacher {task}={name}: its weights lack", loading, fix)
     tokenizer = AutoTokenizer.from_pretrained(name, **hub)
     if tokenizer.pad_token_id is None:
         raise ValueError(f"Teacher {task}={name}: its tokenizer has no pad token. Set one, and save it again.")
@@ -161,11 +163,6 @@ def load_classifier_teacher(
         (_task_of_classifier(task, name, config),),
         min(limits, default=None),
     )
-
-
-def _check_complete(what: str, loading: Mapping[str, Any], fix: str) -> None:
-    if loading["missing_keys"]:
-        raise ValueError(f"{what}: its weights lack {sorted(loading['missing_keys'])[:3]}. {fix}")
 
 
 def _task_of_classifier(task: str, name: str, config: Any) -> TaskConfig:

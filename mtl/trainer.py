@@ -14,7 +14,7 @@ from transformers.trainer_utils import EvalLoopOutput, TrainOutput
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.averaging import AveragingCallback
-from mtl.checkpoints import check_same_run, last_complete_checkpoint, warn_of_earlier_run
+from mtl.checkpoints import check_same_run, last_complete_checkpoint, warn_of_changes, warn_of_earlier_run
 from mtl.collation import ORIGINALS, TEACHERS, MTLCollator, without_guidance
 from mtl.distillation import Distillation, count_items
 from mtl.embedding_cache import make_embedding_cache
@@ -151,6 +151,7 @@ class MTLTrainer(DataTrainer):
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir!r} to resume from.")
         if resume_from_checkpoint:
             check_same_run(resume_from_checkpoint, self.model.config, self.args)
+            warn_of_changes(resume_from_checkpoint, self.args)
         elif self.args.should_save and self.args.save_strategy != "no":
             warn_of_earlier_run(str(self.args.output_dir))
         self.train_dataset = self.preservation.with_originals(

@@ -5,17 +5,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-import torch
+from datasets import Dataset
 
-from configuration_mtl import TaskConfig, valid_labels
+from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.adapters import has_adapter
 from mtl.arguments import MTLTrainingArguments
-from mtl.labels import label_column
+from mtl.evaluation import doubled_metric, metric_keys
+from mtl.labels import count_labelled, label_column
 from mtl.metrics import METRICS
 from mtl.optimization import learning_rates
-from mtl.rejection import REJECTION_METRICS, THRESHOLD_METRICS, rejects
+from mtl.rejection import THRESHOLD_METRICS
 from mtl.weighting import WEIGHTINGS
 
 logger = logging.getLogger(__name__)
@@ -100,33 +100,19 @@ def _check_metric_is_measured(tasks: Sequence[TaskConfig], args: MTLTrainingArgu
 
 
 def _check_metric_names(tasks: Sequence[TaskConfig]) -> None:
-    """Refuses tasks of which two metrics would have one name: `oos_support` of `a`, `support` of `a_oos`."""
-    owners: dict[str, str] = {}
-    for task in tasks:
-        rejection = REJECTION_METRICS if rejects(task) else ()
-        for key in ["loss", "support", *(metric.key for metric in METRICS[task.problem_type]), *rejection]:
-            name = f"{task.name}_{key}"
-            if name in owners:
-                raise ValueError(
-                    f"Tasks {owners[name]!r} and {task.name!r} both have a metric named {name!r}. Rename one of them."
-                )
-            owners[name] = task.name
+    if (doubled := doubled_metric(tasks)) is not None:
+        raise ValueError("Tasks {!r} and {!r} both have a metric named {!r}. Rename one of them.".format(*doubled))
 
 
 def _measured(task: TaskConfig, rows: Any) -> list[str]:
     """Returns the names of the metrics of a task on some rows; without a labelled one that of their count alone."""
-    keys = ["support"]
-    columns = getattr(rows, "column_names", None)
-    if columns is None or (label_column(task.name) in columns and _has_label(rows[label_column(task.name)][:])):
-        keys += ["loss", *(metric.key for metric in METRICS[task.problem_type])]
-    if rejects(task):
-        has_threshold = task.rejection_threshold is not None
-        keys += [key for key in REJECTION_METRICS if has_threshold or key not in THRESHOLD_METRICS]
-    return [f"{task.name}_{key}" for key in keys]
-
-
-def _has_label(cells: Any) -> bool:
-    return bool(valid_labels(torch.from_numpy(np.asarray(cells))).any())
+    absent = () if task.rejection_threshold is not None else THRESHOLD_METRICS
+    if isinstance(rows, Dataset):  # What streams is not read for this.
+        column = label_column(task.name)
+        has_column = column in rows.column_names
+        if not has_column or not count_labelled(task, rows.select_columns(column).with_format("arrow")[:][column]):
+            absent = (*absent, "loss", *(metric.key for metric in METRICS[task.problem_type]))
+    return [f"{task.name}_{key}" for key in metric_keys(task) if key not in absent]
 
 
 def warn_of_no_effect(model: MTLModel, args: MTLTrainingArguments) -> None:

@@ -280,6 +280,7 @@ def test_card_tells_what_ended_the_training(write_settings: WriteSettings, tmp_p
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| max_steps | 3 |" in card
     assert "num_train_epochs" not in card  # They took no part.
+    assert "Texts are cut at 32 tokens; of the 124 rows that it was trained and measured on 0 texts" in card
     assert "Data: toy; rows: train 64, validation 30, test 30." in card
     assert "(3 steps)" in card
     assert "gold_share" not in card and "| mixture |" not in card
@@ -304,7 +305,6 @@ def test_card_shows_what_is_seldom_set(write_settings: WriteSettings, tmp_path: 
     for line in ("| teacher_annealing | True |", "| preserve_embeddings | 0.5 |", "| mixture | balanced |"):
         assert line in card
     assert "gold_share" not in card  # It has no effect beside annealing.
-    assert "Texts are cut at 32 tokens; of the 124 rows that it was trained and measured on 0 texts" in card
 
 
 def test_backbone_that_is_not_there(write_settings: WriteSettings) -> None:

@@ -179,6 +179,16 @@ def test_metric_that_will_not_be_measured_is_told_before_training(
         MTLTrainer(tiny_model(tasks=tasks), several, train_dataset=splits["train"], eval_dataset=data).train()
 
 
+def test_best_metric_goes_with_rows_that_stream(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    settings: dict[str, Any] = {"eval_strategy": "steps", "eval_steps": 1, "max_steps": 1}
+    args = training_args(tmp_path, metric_for_best_model="topic_accuracy", **settings)
+    rows = splits["validation"].to_iterable_dataset()
+    trainer = MTLTrainer(tiny_model(tasks=tasks), args, train_dataset=splits["train"], eval_dataset=rows)
+    trainer.train()
+    assert any("eval_topic_accuracy" in log for log in trainer.state.log_history)
+
+
 def test_metrics_of_two_tasks_under_one_name_are_refused(tiny_model: MakeModel, tmp_path: Path) -> None:
     intent = TaskConfig("intent", num_labels=3, out_of_scope_label="oos")
     model = tiny_model(tasks=[intent, TaskConfig("intent_oos", num_labels=2)])
