@@ -10,12 +10,14 @@ docs/intents.md` writes the table of all tries, without training.
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean
 from typing import Any
 
-from documents import write_between
-from seeds import add_options, measure
+import yaml
+from documents import settings_that_count, write_between
+from seeds import ROOT, add_options, measure
 
 SETTINGS = "configs/intents.yaml"
 COLUMNS = tuple((name, "accuracy") for name in ("clinc", "hwu", "banking", "clinc_domain", "hwu_scenario"))
@@ -40,25 +42,53 @@ def tries(folder: Path) -> str:
     """Formats the means over the seeds of every try as Markdown, the best on validation first.
 
     Args:
-        folder: The folder of the results files; the name of each begins with `intents`.
+        folder: The folder of the results files; the name of each begins with `intents`. Each holds the settings that
+            it was measured with, so what the table shows beside the settings file follows that file.
     """
     heads = " | ".join(task for task, _ in COLUMNS[:3])
     first = f"| settings beside those of {SETTINGS} | seeds | validation: {heads} | test: {heads} |"
     lines = [first, "|---" * 8 + "|"]
-    rows = [_row(json.loads(path.read_text())) for path in folder.glob("intents*.json")]
+    current = settings_that_count(ROOT / SETTINGS)
+    rows = [_row(json.loads(path.read_text()), current) for path in folder.glob("intents*.json")]
     return "\n".join([*lines, *(text for _, text in sorted(rows, reverse=True))])
 
 
-def _row(report: dict[str, Any]) -> tuple[float, str]:
+def _row(report: dict[str, Any], current: dict[str, Any]) -> tuple[float, str]:
     runs = report["runs"].values()
     means = [
         mean(run["results"][split]["tasks"][task][metric] for run in runs)
         for split in ("validation", "test")
         for task, metric in COLUMNS[:3]
     ]
-    settings = " ".join(report["settings"]["overrides"])
+    tried = report["settings"]["config"] | _settings_of(report["settings"]["overrides"])
+    others = [f"`{key}: {_cell(tried[key])}`" for key in tried if tried[key] != current.get(key)]
+    others += [f"no `{key}`" for key in current if key not in tried]
     cells = " | ".join(f"{value:.4f}" for value in means)
-    return mean(means[:3]), f"| {f'`{settings}`' if settings else 'none'} | {len(runs)} | {cells} |"
+    return mean(means[:3]), f"| {', '.join(others) or 'none'} | {len(runs)} | {cells} |"
+
+
+def _settings_of(arguments: Sequence[str]) -> dict[str, Any]:
+    """Reads `--key value` and `--key value value`, as they are given to train_trainer.py."""
+    settings: dict[str, list[str]] = {}
+    for word in arguments:
+        if word.startswith("--"):
+            values = settings[word.removeprefix("--")] = []
+        else:
+            values.append(word)
+    return {key: _read(values[0]) if len(values) == 1 else values for key, values in settings.items()}
+
+
+def _read(word: str) -> Any:
+    """Reads a value as in a settings file; 1e-4, too, is a number on the command line."""
+    try:
+        number = float(word)
+    except ValueError:
+        return yaml.safe_load(word)
+    return int(number) if number.is_integer() else number
+
+
+def _cell(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, (list, dict)) else str(value)
 
 
 if __name__ == "__main__":

@@ -202,15 +202,19 @@ def test_tries_are_compared_by_validation(tmp_path: Path) -> None:
         splits = [{"validation": tasks(validation), "test": tasks(test)} for validation, test in values]
         return {str(seed): {"results": results} for seed, results in enumerate(splits)}
 
-    base = {"settings": {"overrides": []}, "runs": runs((0.5, 0.9), (0.7, 0.8))}
-    longer = {"settings": {"overrides": ["--num_train_epochs", "20"]}, "runs": runs((0.7, 0.6))}
+    config = yaml.safe_load((ROOT / INTENTS["SETTINGS"]).read_text(encoding="utf-8"))
+    earlier = {key: value for key, value in config.items() if key != "average_weights"} | {"weight_decay": 0.5}
+    overrides = ["--num_train_epochs", "2e1", "--teacher", "a", "b"]
+    base = {"settings": {"config": config, "overrides": []}, "runs": runs((0.5, 0.9), (0.7, 0.8))}
+    longer = {"settings": {"config": earlier, "overrides": overrides}, "runs": runs((0.7, 0.6))}
     for name, report in (("intents", base), ("intents-longer", longer), ("embedded", {})):
         (tmp_path / f"{name}.json").write_text(json.dumps(report))
     document = tmp_path / "tries.md"
     document.write_text("<!-- tries:begin -->\n<!-- tries:end -->\n")
     INTENTS["main"](["--output", str(tmp_path / "intents.json"), "--compare", str(document)])
     lines = document.read_text().splitlines()
-    assert lines[4] == "| `--num_train_epochs 20` | 1 | 0.7000 | 0.7000 | 0.7000 | 0.6000 | 0.6000 | 0.6000 |"
+    others = '`weight_decay: 0.5`, `num_train_epochs: 20`, `teacher: ["a", "b"]`, no `average_weights`'
+    assert lines[4] == f"| {others} | 1 | 0.7000 | 0.7000 | 0.7000 | 0.6000 | 0.6000 | 0.6000 |"
     assert lines[5] == "| none | 2 | 0.6000 | 0.6000 | 0.6000 | 0.8500 | 0.8500 | 0.8500 |"
     with pytest.raises(SystemExit):
         INTENTS["main"](["--seeds", "0"])  # Without data.
