@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 from conftest import SaveBackbone, ToyRows
-from documents import write_between
+from documents import settings_that_count, write_between
 
 ROOT = Path(__file__).resolve().parents[1]
 # By path: another installed package may bring a module `benchmarks`.
@@ -202,7 +202,7 @@ def test_tries_are_compared_by_validation(tmp_path: Path) -> None:
         splits = [{"validation": tasks(validation), "test": tasks(test)} for validation, test in values]
         return {str(seed): {"results": results} for seed, results in enumerate(splits)}
 
-    config = yaml.safe_load((ROOT / INTENTS["SETTINGS"]).read_text(encoding="utf-8"))
+    config = settings_that_count(ROOT / INTENTS["SETTINGS"])
     earlier = {key: value for key, value in config.items() if key != "average_weights"} | {"weight_decay": 0.5}
     overrides = ["--num_train_epochs", "2e1", "--teacher", "a", "b"]
     base = {"settings": {"config": config, "overrides": []}, "runs": runs((0.5, 0.9), (0.7, 0.8))}
@@ -213,7 +213,7 @@ def test_tries_are_compared_by_validation(tmp_path: Path) -> None:
     document.write_text("<!-- tries:begin -->\n<!-- tries:end -->\n")
     INTENTS["main"](["--output", str(tmp_path / "intents.json"), "--compare", str(document)])
     lines = document.read_text().splitlines()
-    others = '`weight_decay: 0.5`, `num_train_epochs: 20`, `teacher: ["a", "b"]`, no `average_weights`'
+    others = '`num_train_epochs: 20`, `weight_decay: 0.5`, `teacher: ["a", "b"]`, no `average_weights`'
     assert lines[4] == f"| {others} | 1 | 0.7000 | 0.7000 | 0.7000 | 0.6000 | 0.6000 | 0.6000 |"
     assert lines[5] == "| none | 2 | 0.6000 | 0.6000 | 0.6000 | 0.8500 | 0.8500 | 0.8500 |"
     with pytest.raises(SystemExit):
