@@ -12,12 +12,12 @@ from torch.nn import functional as F
 
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
-        from .configuration_mtl import IGNORE_INDEX, ORDINAL, SINGLE_LABEL, TaskConfig
+        from .tasks_mtl import IGNORE_INDEX, ORDINAL, SINGLE_LABEL, TaskConfig
 except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
-    from configuration_mtl import IGNORE_INDEX, ORDINAL, SINGLE_LABEL, TaskConfig
+    from tasks_mtl import IGNORE_INDEX, ORDINAL, SINGLE_LABEL, TaskConfig
 
 
 class CosineLinear(nn.Linear):

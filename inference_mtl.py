@@ -17,13 +17,15 @@ from transformers.utils import logging
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
         from .classification_mtl import class_prediction
-        from .configuration_mtl import CLASS_TYPES, REGRESSION, MTLConfig, TaskConfig
+        from .configuration_mtl import MTLConfig, TaskConfig
+        from .tasks_mtl import CLASS_TYPES, REGRESSION
 except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
     from classification_mtl import class_prediction
-    from configuration_mtl import CLASS_TYPES, REGRESSION, MTLConfig, TaskConfig
+    from configuration_mtl import MTLConfig, TaskConfig
+    from tasks_mtl import CLASS_TYPES, REGRESSION
 
 if TYPE_CHECKING:
     import numpy as np

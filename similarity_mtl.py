@@ -23,12 +23,12 @@ from torch.nn import functional as F
 
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
-        from .configuration_mtl import CONTRASTIVE, POSITIVE_PAIRS, SCORED_PAIRS, TRIPLETS, TaskConfig, valid_labels
+        from .tasks_mtl import CONTRASTIVE, POSITIVE_PAIRS, SCORED_PAIRS, TRIPLETS, TaskConfig, valid_labels
 except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
-    from configuration_mtl import CONTRASTIVE, POSITIVE_PAIRS, SCORED_PAIRS, TRIPLETS, TaskConfig, valid_labels
+    from tasks_mtl import CONTRASTIVE, POSITIVE_PAIRS, SCORED_PAIRS, TRIPLETS, TaskConfig, valid_labels
 
 _CHUNK_ROWS = 1024
 """Rows of a cosine matrix held at once; an evaluation takes all rows of a split together."""

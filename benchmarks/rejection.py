@@ -19,13 +19,14 @@ from documents import settings_that_count
 from seeds import ROOT, add_options, run_seeds
 
 from classification_mtl import confidence
-from configuration_mtl import REJECTION_SCORES, TaskConfig
+from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.data import load_sources, tokenize_splits
 from mtl.rejection import fitted_threshold, rejection_metrics
 from mtl.sources import SourceConfig
 from mtl.trainer import MTLTrainer
+from tasks_mtl import REJECTION_SCORES
 
 SETTINGS = ROOT / "configs" / "intents.yaml"
 TASK = "clinc"

@@ -9,18 +9,11 @@ import torch
 from torch import Tensor
 from transformers import BatchEncoding, PreTrainedTokenizerBase
 
-from configuration_mtl import (
-    FURTHER_TEXTS,
-    IGNORE_INDEX,
-    INTEGER_LABEL_TYPES,
-    OUT_OF_SCOPE_INDEX,
-    REGRESSION,
-    SCORED_PAIRS,
-    TaskConfig,
-)
+from configuration_mtl import TaskConfig
 from mtl.labels import label_column
 from mtl.sources import FURTHER_COLUMNS
 from mtl.teacher_columns import teacher_column
+from tasks_mtl import FURTHER_TEXTS, IGNORE_INDEX, INTEGER_LABEL_TYPES, OUT_OF_SCOPE_INDEX, REGRESSION, SCORED_PAIRS
 
 POOLED = "pooled"
 """Column, and argument of the model, of embeddings that were computed before."""

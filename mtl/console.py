@@ -6,11 +6,12 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
-from configuration_mtl import CLASS_TYPES, IGNORE_INDEX, MULTI_LABEL, OUT_OF_SCOPE_INDEX, TaskConfig
+from configuration_mtl import TaskConfig
 from inference_mtl import Text
 from modeling_mtl import MTLModel
 from mtl.data import label_column
 from mtl.metrics import PRIMARY_METRIC
+from tasks_mtl import CLASS_TYPES, IGNORE_INDEX, MULTI_LABEL, OUT_OF_SCOPE_INDEX
 
 _WIDTH_OF_TEXT = 100
 

@@ -25,7 +25,7 @@ from datasets import (
 )
 from transformers import PreTrainedTokenizerBase
 
-from configuration_mtl import FURTHER_TEXTS, POSITIVE_PAIRS, TRIPLETS, TaskConfig
+from configuration_mtl import TaskConfig
 from inference_mtl import Text, tokenize
 from mtl.content_keys import cache_file, key_of, key_of_rows, key_of_tokenizer
 from mtl.labels import count_labelled, encode_labels, label_column, resolve_task
@@ -33,6 +33,7 @@ from mtl.parts import Part, is_blank, read_source
 from mtl.sources import FURTHER_COLUMNS, PAIR_COLUMN, SPLITS, TEXT_COLUMN, SourceConfig
 from mtl.splits import check_overlap, cut_missing_splits
 from mtl.teacher_columns import encode_teacher, teacher_column
+from tasks_mtl import FURTHER_TEXTS, POSITIVE_PAIRS, TRIPLETS
 
 __all__ = ["SourceConfig", "label_column", "load_sources", "tokenize_splits"]
 

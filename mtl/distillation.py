@@ -17,10 +17,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from classification_mtl import ordinal_log_probabilities
-from configuration_mtl import CLASS_TYPES, IGNORE_INDEX, ORDINAL, REGRESSION, TaskConfig, valid_labels
+from configuration_mtl import TaskConfig
 from mtl.arguments import MTLTrainingArguments
 from mtl.collation import TEACHERS
 from mtl.task_losses import TaskLossMeans
+from tasks_mtl import CLASS_TYPES, IGNORE_INDEX, ORDINAL, REGRESSION, valid_labels
 
 
 class Distillation:

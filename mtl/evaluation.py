@@ -11,10 +11,11 @@ import torch
 from datasets import Dataset
 from transformers import EvalPrediction, Trainer
 
-from configuration_mtl import IGNORE_INDEX, OUT_OF_SCOPE_INDEX, TaskConfig, valid_labels
-from modeling_mtl import task_loss
+from configuration_mtl import TaskConfig
+from heads_mtl import task_loss
 from mtl.metrics import METRICS, PRIMARY_METRIC, aggregate_score, compute_task_metrics
 from mtl.rejection import REJECTION_METRICS, rejection_metrics, rejects
+from tasks_mtl import IGNORE_INDEX, OUT_OF_SCOPE_INDEX, valid_labels
 
 
 @dataclass(frozen=True)

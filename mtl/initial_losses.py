@@ -8,11 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from configuration_mtl import TaskConfig, valid_labels
+from configuration_mtl import TaskConfig
 from mtl.collation import TEACHERS, without_guidance
 from mtl.distillation import Distillation, count_items
 from mtl.labels import label_column
 from mtl.teacher_columns import teacher_column
+from tasks_mtl import valid_labels
 
 ROWS_PER_TASK = 512
 """Rows with a label or a teacher that the sample has of each task: a mean over so many is within some per cent."""

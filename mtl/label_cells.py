@@ -12,8 +12,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configuration_mtl import CLASS_ID_TYPES, MULTI_LABEL, REGRESSION, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.parts import Part
+from tasks_mtl import CLASS_ID_TYPES, MULTI_LABEL, REGRESSION
 
 _INTEGER = r"^(0|-?[1-9][0-9]{0,17})$"  # what fits into int64, and comes back from it as it was
 _LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list)

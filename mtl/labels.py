@@ -23,7 +23,19 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from configuration_mtl import (
+from configuration_mtl import TaskConfig
+from mtl.label_cells import (
+    Cells,
+    all_integers,
+    is_integer,
+    place_of,
+    read_lists,
+    read_names,
+    read_numbers,
+    read_single,
+)
+from mtl.parts import Part, is_blank
+from tasks_mtl import (
     CONTRASTIVE,
     FURTHER_TEXTS,
     IGNORE_INDEX,
@@ -36,19 +48,7 @@ from configuration_mtl import (
     SCORED_PAIRS,
     SINGLE_LABEL,
     TRIPLETS,
-    TaskConfig,
 )
-from mtl.label_cells import (
-    Cells,
-    all_integers,
-    is_integer,
-    place_of,
-    read_lists,
-    read_names,
-    read_numbers,
-    read_single,
-)
-from mtl.parts import Part, is_blank
 
 _MOST_SHOWN = 20  # labels listed in a message
 

@@ -12,11 +12,12 @@ import scipy.special
 from datasets import Dataset, DatasetDict
 from torch import nn
 
-from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.evaluation import json_number
 from mtl.labels import count_labelled, label_column
 from mtl.metrics import PRIMARY_METRIC, PROBABILITY_THRESHOLD, compute_task_metrics
 from mtl.teacher_columns import as_teacher_column, teacher_column
+from tasks_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 _BYTES_PER_MIB = 2**20
 _LATENCY_REPEATS = 5

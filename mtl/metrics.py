@@ -18,7 +18,10 @@ import sklearn.metrics
 import torch
 
 from classification_mtl import ordinal_median
-from configuration_mtl import (
+from mtl.metric_base import ScoreMetric
+from mtl.ordinal_metrics import MeanAbsoluteError, QuadraticWeightedKappa
+from mtl.similarity_metrics import NearerPositive, NearestNeighbourAccuracy, embedding_metrics
+from tasks_mtl import (
     CLASS_TYPES,
     CONTRASTIVE,
     IGNORE_INDEX,
@@ -30,9 +33,6 @@ from configuration_mtl import (
     SINGLE_LABEL,
     TRIPLETS,
 )
-from mtl.metric_base import ScoreMetric
-from mtl.ordinal_metrics import MeanAbsoluteError, QuadraticWeightedKappa
-from mtl.similarity_metrics import NearerPositive, NearestNeighbourAccuracy, embedding_metrics
 
 logger = logging.getLogger(__name__)
 

@@ -16,8 +16,9 @@ import torch
 from datasets import Dataset
 
 from classification_mtl import confidence
-from configuration_mtl import OUT_OF_SCOPE_INDEX, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.labels import label_column
+from tasks_mtl import OUT_OF_SCOPE_INDEX
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 import datasets
 import numpy as np
 
-from configuration_mtl import IGNORE_INDEX
 from mtl.metric_base import ScoreMetric
+from tasks_mtl import IGNORE_INDEX
 
 _CHUNK_ROWS = 1024
 

@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from configuration_mtl import SINGLE_LABEL, TaskConfig
+from configuration_mtl import TaskConfig
+from tasks_mtl import SINGLE_LABEL
 
 
 def label_smoothing(tasks: Sequence[TaskConfig], factor: float) -> dict[str, float]:

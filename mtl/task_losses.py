@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from configuration_mtl import valid_labels
+from tasks_mtl import valid_labels
 
 
 class TaskLossMeans:

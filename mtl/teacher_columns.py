@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from configuration_mtl import CLASS_TYPES, REGRESSION, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.label_cells import place_of
 from mtl.labels import encode_labels
 from mtl.parts import Part
+from tasks_mtl import CLASS_TYPES, REGRESSION
 
 _ROUNDING = 0.01
 """How far a sum of probabilities may be from 1: many classes, each written with a few decimals."""

@@ -20,7 +20,7 @@ from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTok
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
 from classification_mtl import ordinal_probabilities
-from configuration_mtl import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, MTLConfig, TaskConfig
+from configuration_mtl import MTLConfig, TaskConfig
 from inference_mtl import Text, position_limit, tokenize
 from modeling_mtl import MTLModel
 from mtl.content_keys import cache_file, key_of, key_of_config, key_of_rows, key_of_tokenizer, key_of_weights
@@ -28,6 +28,7 @@ from mtl.data import row_texts
 from mtl.saved_models import check_complete
 from mtl.sources import PAIR_COLUMN, TEXT_COLUMN
 from mtl.teacher_columns import as_teacher_column, teacher_column
+from tasks_mtl import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL
 
 logger = logging.getLogger(__name__)
 

@@ -6,9 +6,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from configuration_mtl import REGRESSION, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.adaptive_weighting import DWAWeighting, GeometricMeanWeighting, InitialLossWeighting, RandomWeighting
 from mtl.loss_weighting import LossWeighting
+from tasks_mtl import REGRESSION
 
 
 class FixedWeighting(LossWeighting):

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import BatchEncoding, TrainerCallback
 
-from configuration_mtl import IGNORE_INDEX
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
+from tasks_mtl import IGNORE_INDEX
 
 NAN = math.nan
 

@@ -31,9 +31,10 @@ from transformers.utils import logging as transformers_logging  # noqa: E402
 # Before they are imported, so that an assert of theirs that fails shows its values.
 pytest.register_assert_rewrite("checks", "saved_folders")
 
-from configuration_mtl import MULTI_LABEL, REGRESSION, MTLConfig, TaskConfig  # noqa: E402
+from configuration_mtl import MTLConfig, TaskConfig  # noqa: E402
 from modeling_mtl import MTLModel  # noqa: E402
 from mtl.data import SourceConfig, label_column, load_sources, tokenize_splits  # noqa: E402
+from tasks_mtl import MULTI_LABEL, REGRESSION  # noqa: E402
 
 TOPICS = {"sport": "match team goal", "film": "actor scene plot", "shop": "price order refund"}
 SENTIMENTS = {"negative": "awful sad broken", "neutral": "plain usual average", "positive": "great happy lovely"}

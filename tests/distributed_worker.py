@@ -9,11 +9,12 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from worker_models import make_model, make_tokenizer
 
-from configuration_mtl import IGNORE_INDEX, ORDINAL, OUT_OF_SCOPE_INDEX, REGRESSION, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.arguments import MTLTrainingArguments
 from mtl.data import label_column
 from mtl.teacher_columns import as_teacher_column, teacher_column
 from mtl.trainer import MTLTrainer
+from tasks_mtl import IGNORE_INDEX, ORDINAL, OUT_OF_SCOPE_INDEX, REGRESSION
 
 TASKS = (
     TaskConfig("topic", num_labels=3, label_smoothing=0.1, out_of_scope_label="none"),

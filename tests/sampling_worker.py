@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from transformers import BertConfig, set_seed
 from worker_models import make_tokenizer
 
-from configuration_mtl import IGNORE_INDEX, MTLConfig, TaskConfig
+from configuration_mtl import MTLConfig, TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.data import label_column
 from mtl.trainer import MTLTrainer
+from tasks_mtl import IGNORE_INDEX
 
 TASKS = (TaskConfig("topic", num_labels=3), TaskConfig("mood", num_labels=2))
 SIZES = {"large": 32, "middle": 8, "small": 3}  # 43 rows, which no batch size below divides.

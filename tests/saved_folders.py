@@ -10,10 +10,12 @@ ROOT = Path(__file__).resolve().parent.parent
 HUB_FILES = (
     "classification_mtl.py",
     "configuration_mtl.py",
+    "heads_mtl.py",
     "inference_mtl.py",
     "modeling_mtl.py",
     "sharing_mtl.py",
     "similarity_mtl.py",
+    "tasks_mtl.py",
 )
 SAVED_FILES = {
     *HUB_FILES, "README.md", "config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"

@@ -10,10 +10,11 @@ from datasets import Dataset
 from safetensors.torch import save_file
 from worker_models import make_model, make_tokenizer
 
-from configuration_mtl import CONTRASTIVE, IGNORE_INDEX, POSITIVE_PAIRS, SCORED_PAIRS, TRIPLETS, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.arguments import MTLTrainingArguments
 from mtl.data import label_column
 from mtl.trainer import MTLTrainer
+from tasks_mtl import CONTRASTIVE, IGNORE_INDEX, POSITIVE_PAIRS, SCORED_PAIRS, TRIPLETS
 
 TASKS = (
     TaskConfig("topic", num_labels=3),

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 from torchjd.scalarization import DWA, GeometricMean, Random
 
-from configuration_mtl import REGRESSION, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.adaptive_weighting import DWAWeighting, GeometricMeanWeighting, InitialLossWeighting, RandomWeighting
 from mtl.loss_weighting import LossWeighting, step_seed
+from tasks_mtl import REGRESSION
 
 EVEN = (TaskConfig("a", num_labels=2), TaskConfig("b", num_labels=2), TaskConfig("c", num_labels=2))
 TASKS = (TaskConfig("topic", num_labels=3, weight=2.0), TaskConfig("valence", REGRESSION))

@@ -10,8 +10,9 @@ from conftest import SENTENCES, MakeBackbone, MakeModel, SaveBackbone
 from torch import nn
 from transformers import AutoModel, BatchEncoding, PreTrainedTokenizerFast, T5Config
 
-from configuration_mtl import REGRESSION, MTLConfig, TaskConfig
+from configuration_mtl import MTLConfig, TaskConfig
 from modeling_mtl import MTLModel
+from tasks_mtl import REGRESSION
 
 ARCHITECTURES = ("bert", "distilbert", "modernbert", "roberta", "mpnet", "deberta-v2", "electra", "albert")
 

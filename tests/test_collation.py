@@ -9,8 +9,9 @@ import torch
 from conftest import MakeBackbone
 from transformers import PreTrainedTokenizerFast
 
-from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.collation import MTLCollator
+from tasks_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION
 
 NAN = float("nan")
 

@@ -15,11 +15,12 @@ from conftest import MakeModel, SaveBackbone, ToyRows
 from datasets import Dataset, DatasetDict
 
 import merge_models
-from configuration_mtl import IGNORE_INDEX, TaskConfig
+from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.search import search
 from mtl.search_space import SearchConfig
 from mtl.trainer import MTLTrainer
+from tasks_mtl import IGNORE_INDEX
 from train_trainer import main
 
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]

@@ -10,16 +10,8 @@ import transformers
 from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig, DebertaV2Config, DistilBertConfig, ModernBertConfig
 
-from configuration_mtl import (
-    FURTHER_TEXTS,
-    MULTI_LABEL,
-    ORDINAL,
-    PROBLEM_TYPES,
-    REGRESSION,
-    SCHEMA_VERSION,
-    MTLConfig,
-    TaskConfig,
-)
+from configuration_mtl import SCHEMA_VERSION, MTLConfig, TaskConfig
+from tasks_mtl import FURTHER_TEXTS, MULTI_LABEL, ORDINAL, PROBLEM_TYPES, REGRESSION
 
 TOPIC = TaskConfig("topic", labels=("sport", "film", "shop"), weight=0.5, hidden_size=16)
 TAGS = TaskConfig("tags", MULTI_LABEL, labels=("urgent", "thanks"))

@@ -17,9 +17,10 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, List, Value
 from transformers import AutoTokenizer, BertTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 import mtl.data
-from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.data import load_sources, tokenize_splits
 from mtl.sources import SourceConfig
+from tasks_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION
 
 ROOT = Path(__file__).resolve().parent.parent
 TOPIC = TaskConfig("topic")

@@ -13,8 +13,8 @@ from datasets import DatasetDict
 from torch import Tensor
 from transformers import TrainerCallback
 
-from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL, TaskConfig
-from modeling_mtl import summed_loss
+from configuration_mtl import TaskConfig
+from heads_mtl import summed_loss
 from mtl.data import SourceConfig, load_sources, tokenize_splits
 from mtl.distillation import (
     Distillation,
@@ -27,6 +27,7 @@ from mtl.distillation import (
 )
 from mtl.teacher_columns import as_teacher_column
 from mtl.trainer import MTLTrainer
+from tasks_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
 LOG2, LOG3 = math.log(2.0), math.log(3.0)

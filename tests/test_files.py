@@ -12,9 +12,10 @@ import pytest
 from conftest import UNCUT, ToyRows, load_column
 from datasets import DatasetDict
 
-from configuration_mtl import IGNORE_INDEX, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.data import load_sources
 from mtl.sources import SourceConfig
+from tasks_mtl import IGNORE_INDEX
 
 TOPIC = TaskConfig("topic")
 

@@ -10,17 +10,27 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("mtl", "tests", "examples", "benchmarks")
 HUB_FILES = (
-    "configuration_mtl", "classification_mtl", "inference_mtl", "sharing_mtl", "similarity_mtl", "modeling_mtl"
+    "tasks_mtl", "configuration_mtl", "classification_mtl", "similarity_mtl", "heads_mtl", "inference_mtl",
+    "sharing_mtl", "modeling_mtl"
 )  # fmt: skip
 
 # Importer -> what of the house it may import; the first row that fits counts. Patterns as in `fnmatch`.
 ALLOWED = {
-    "configuration_mtl": (),
-    "classification_mtl": ("configuration_mtl",),
-    "inference_mtl": ("classification_mtl", "configuration_mtl"),
+    "tasks_mtl": (),
+    "configuration_mtl": ("tasks_mtl",),
+    "classification_mtl": ("tasks_mtl",),
+    "similarity_mtl": ("tasks_mtl",),
+    "heads_mtl": ("classification_mtl", "similarity_mtl", "tasks_mtl"),
+    "inference_mtl": ("classification_mtl", "configuration_mtl", "tasks_mtl"),
     "sharing_mtl": ("configuration_mtl",),
-    "similarity_mtl": ("configuration_mtl",),
-    "modeling_mtl": ("classification_mtl", "configuration_mtl", "inference_mtl", "sharing_mtl", "similarity_mtl"),
+    "modeling_mtl": (
+        "configuration_mtl",
+        "heads_mtl",
+        "inference_mtl",
+        "sharing_mtl",
+        "similarity_mtl",
+        "tasks_mtl",
+    ),
     "mtl.trainer": (*HUB_FILES, "mtl", "mtl.*"),
     "mtl": (*HUB_FILES, "mtl.*"),
     "mtl.*": (*HUB_FILES, "mtl", "mtl.*"),

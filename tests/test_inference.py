@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 import inference_mtl
-from configuration_mtl import MULTI_LABEL, REGRESSION, TaskConfig
+from configuration_mtl import TaskConfig
 from inference_mtl import position_limit
 from modeling_mtl import MTLModel
+from tasks_mtl import MULTI_LABEL, REGRESSION
 
 TASKS = (
     TaskConfig("topic", labels=("sport", "film", "shop")),

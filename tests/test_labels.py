@@ -12,10 +12,11 @@ import pytest
 from conftest import WriteRows
 from datasets import ClassLabel, Dataset, Features, List, Value
 
-from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.data import load_sources
 from mtl.labels import label_column
 from mtl.sources import SourceConfig
+from tasks_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION
 
 TOPIC = TaskConfig("topic")
 TAGS = TaskConfig("tags", MULTI_LABEL)

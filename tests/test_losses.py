@@ -11,16 +11,10 @@ from torch.nn import functional as F
 from transformers import BatchEncoding
 
 from classification_mtl import CosineLinear
-from configuration_mtl import (
-    IGNORE_INDEX,
-    MULTI_LABEL,
-    ORDINAL,
-    OUT_OF_SCOPE_INDEX,
-    REGRESSION,
-    SINGLE_LABEL,
-    TaskConfig,
-)
-from modeling_mtl import MTLModel, summed_loss, valid_labels
+from configuration_mtl import TaskConfig
+from heads_mtl import summed_loss
+from modeling_mtl import MTLModel
+from tasks_mtl import IGNORE_INDEX, MULTI_LABEL, ORDINAL, OUT_OF_SCOPE_INDEX, REGRESSION, SINGLE_LABEL, valid_labels
 
 
 def test_losses_against_those_of_torch(make_model: MakeModel, inputs: BatchEncoding) -> None:

@@ -19,10 +19,11 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import merge_models
-from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION, TaskConfig
+from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.merging import latency_ms, metrics_of_probabilities, sizes, with_decisions
 from mtl.teacher_columns import as_teacher_column
+from tasks_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION
 
 ROOT = Path(__file__).parent.parent
 BENCHMARK = runpy.run_path(str(ROOT / "benchmarks" / "merging.py"))

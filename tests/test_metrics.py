@@ -35,7 +35,6 @@ from worked_scores import (
     RANK_SCORES,
 )
 
-from configuration_mtl import PROBLEM_TYPES
 from mtl.metrics import (
     LOWER_IS_BETTER,
     METRICS,
@@ -51,6 +50,7 @@ from mtl.metrics import (
     Spearman,
     aggregate_score,
 )
+from tasks_mtl import PROBLEM_TYPES
 
 ROOT = Path(__file__).parents[1]
 

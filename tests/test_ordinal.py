@@ -14,12 +14,13 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from worked_scores import RANK_PREDICTIONS, RANK_REFERENCES, RANK_SCORES
 
 from classification_mtl import ordinal_loss, ordinal_median, ordinal_probabilities
-from configuration_mtl import IGNORE_INDEX, ORDINAL, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.console import shown, true_labels
 from mtl.metrics import compute_task_metrics
 from mtl.ordinal_metrics import QuadraticWeightedKappa
 from mtl.trainer import MTLTrainer
 from mtl.weighting import UncertaintyWeighting
+from tasks_mtl import IGNORE_INDEX, ORDINAL
 
 STARS = TaskConfig("stars", ORDINAL)
 # sigmoid(log 3) = 3/4 and sigmoid(0) = 1/2: the first step is gone in 3 of 4 cases, the second in 1 of 2.

@@ -8,10 +8,11 @@ import pytest
 from conftest import UNCUT, WriteRows, load_column
 from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 
-from configuration_mtl import IGNORE_INDEX, REGRESSION, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.data import load_sources
 from mtl.parts import read_source
 from mtl.sources import SourceConfig
+from tasks_mtl import IGNORE_INDEX, REGRESSION
 
 TOPIC = TaskConfig("topic")
 

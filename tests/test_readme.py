@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from configuration_mtl import REGRESSION, TaskConfig
+from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.settings import parse_settings, resolve_backbone
+from tasks_mtl import REGRESSION
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -16,13 +16,14 @@ from datasets import ClassLabel, Dataset, DatasetDict, Features, Value
 from fresh_process import offline_env, run_fresh
 
 from classification_mtl import confidence
-from configuration_mtl import IGNORE_INDEX, ORDINAL, OUT_OF_SCOPE_INDEX, TaskConfig
+from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.console import shown, true_labels
 from mtl.data import label_column
 from mtl.evaluation import EvaluationMetrics, evaluate_split
 from mtl.rejection import accepting_threshold, best_threshold, check_rejection_data, rejection_metrics
 from mtl.trainer import MTLTrainer
+from tasks_mtl import IGNORE_INDEX, ORDINAL, OUT_OF_SCOPE_INDEX
 
 INTENT = TaskConfig("intent", out_of_scope_label="oos")
 NAN = float("nan")

@@ -18,9 +18,10 @@ from transformers import BatchEncoding
 from transformers.utils import logging as transformers_logging
 
 import train_trainer
-from configuration_mtl import MULTI_LABEL, TaskConfig
+from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.trainer import MTLTrainer
+from tasks_mtl import MULTI_LABEL
 
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
 

@@ -17,17 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast
 
-from configuration_mtl import (
-    CONTRASTIVE,
-    IGNORE_INDEX,
-    POSITIVE_PAIRS,
-    SCORED_PAIRS,
-    TRIPLETS,
-    MTLConfig,
-    TaskConfig,
-)
+from configuration_mtl import MTLConfig, TaskConfig
 from mtl.collation import MTLCollator
 from similarity_mtl import ComparedTexts, similarity_loss, similarity_outputs, text_identity
+from tasks_mtl import CONTRASTIVE, IGNORE_INDEX, POSITIVE_PAIRS, SCORED_PAIRS, TRIPLETS
 
 COSENT = TaskConfig("near", SCORED_PAIRS)
 COSINE = TaskConfig("near", SCORED_PAIRS, loss="cosine")

@@ -20,10 +20,11 @@ from safetensors.torch import load_file
 from saved_folders import assert_loads_as
 
 import train_trainer
-from configuration_mtl import CONTRASTIVE, POSITIVE_PAIRS, SCORED_PAIRS, TRIPLETS, TaskConfig
+from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.data import SourceConfig, load_sources, tokenize_splits
 from mtl.trainer import MTLTrainer
+from tasks_mtl import CONTRASTIVE, POSITIVE_PAIRS, SCORED_PAIRS, TRIPLETS
 
 ROOT = Path(__file__).parent.parent
 WORKER = str(Path(__file__).parent / "similarity_worker.py")

@@ -11,10 +11,11 @@ from conftest import MakeModel
 from datasets import DatasetDict
 from torch.nn import functional as F
 
-from configuration_mtl import IGNORE_INDEX, MULTI_LABEL, ORDINAL, SINGLE_LABEL, TaskConfig
-from modeling_mtl import summed_loss, valid_labels
+from configuration_mtl import TaskConfig
+from heads_mtl import summed_loss
 from mtl.smoothing import label_smoothing
 from mtl.trainer import MTLTrainer
+from tasks_mtl import IGNORE_INDEX, MULTI_LABEL, ORDINAL, SINGLE_LABEL, valid_labels
 
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
 

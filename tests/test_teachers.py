@@ -24,7 +24,7 @@ from transformers import (
 )
 
 import train_trainer
-from configuration_mtl import MULTI_LABEL, REGRESSION, SINGLE_LABEL, TaskConfig
+from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.teachers import (
     Teacher,
@@ -36,6 +36,7 @@ from mtl.teachers import (
     with_teachers,
 )
 from mtl.trainer import MTLTrainer
+from tasks_mtl import MULTI_LABEL, REGRESSION, SINGLE_LABEL
 
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
 TEXTS = ["match team goal now", "price", "plain usual average scene and a website", "why refund order", "team"]

@@ -15,9 +15,11 @@ from torch import Tensor
 from transformers import TrainerCallback
 
 from configuration_mtl import TaskConfig
-from modeling_mtl import MTLModel, summed_loss, valid_labels
+from heads_mtl import summed_loss
+from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.trainer import MTLTrainer
+from tasks_mtl import valid_labels
 
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
 

@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from configuration_mtl import REGRESSION, SCORED_PAIRS, TaskConfig
+from configuration_mtl import TaskConfig
 from mtl.weighting import WEIGHTINGS, EqualWeighting, FixedWeighting, UncertaintyWeighting, make_weighting
+from tasks_mtl import REGRESSION, SCORED_PAIRS
 
 TASKS = (TaskConfig("topic", num_labels=3, weight=2.0), TaskConfig("valence", REGRESSION))
 LOSSES = {"topic": torch.tensor(0.5), "valence": torch.tensor(3.0)}
