@@ -67,15 +67,15 @@ class AdapterTrainer(Trainer):
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
         model, folder = self._multi_task_model(), Path(output_dir or str(self.args.output_dir))
         if not has_adapter(model):
-            if self.args.should_save:
-                self._remove_earlier_adapters(folder)
             super()._save(output_dir, state_dict)
+            if self.args.should_save:  # Only now: a save that fails leaves the earlier one as it was.
+                self._remove_earlier_adapters(folder)
         elif self.args.should_save:
             save_adapter(model, folder)
             model.config.save_pretrained(folder)  # By which a run that goes on knows its tasks.
 
     def _remove_earlier_adapters(self, folder: Path) -> None:
-        """Removes adapters that do not belong to the model that is about to be saved in a folder."""
+        """Removes adapters that do not belong to the model that a folder now holds."""
         remove_adapter_files(folder)  # Beside a model, loaders would take it for one of that model.
         if self._has_trained and not self.args.save_adapter:
             remove_adapter_files(folder / ADAPTER_FOLDER)
