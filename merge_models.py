@@ -18,6 +18,7 @@ from transformers import set_seed
 from configuration_mtl import TaskConfig
 from mtl.arguments import MTLTrainingArguments
 from mtl.evaluation import EvaluationResult
+from mtl.label_cells import CellError
 from mtl.merging import (
     column_values,
     gold_column,
@@ -139,9 +140,15 @@ def load_texts(settings: MergeSettings, args: MTLTrainingArguments, tasks: Seque
     """Reads the texts, and the true labels that there are.
 
     Raises:
-        ValueError: If nothing is to train on, or nothing held out to measure on.
+        ValueError: If nothing is to train on, or nothing held out to measure on, or a true label is none of its task.
     """
-    splits, _ = read_sources(settings, args, tasks, taught={task.name for task in tasks})
+    try:
+        splits, _ = read_sources(settings, args, tasks, taught={task.name for task in tasks})
+    except CellError as error:
+        raise ValueError(
+            f"{error.fact} The labels are those of the teacher: write true ones as it does (lists, where a text may "
+            "have several), and leave out or empty those that it does not know."
+        ) from error
     if "train" not in splits or len(splits) == 1:
         raise ValueError(
             f"The texts have the splits {list(splits)}, but some are to train on and others to measure on. Leave "

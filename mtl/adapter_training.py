@@ -14,6 +14,7 @@ from mtl.adapters import (
     has_adapter,
     load_adapter_weights,
     merge_adapter,
+    remove_adapter_files,
     save_adapter,
 )
 from mtl.arguments import MTLTrainingArguments
@@ -32,9 +33,11 @@ class AdapterTrainer(Trainer):
 
     args: MTLTrainingArguments
     freezing: Freezing
+    _has_trained = False
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args: Any, **kwargs: Any) -> TrainOutput:
         """Adds the adapter, trains, and merges it; see `Trainer.train`."""
+        self._has_trained = True
         if self.args.peft is None:
             return super().train(resume_from_checkpoint, *args, **kwargs)
         if self.model_init is None:  # Else the model is made in the call below.
@@ -62,13 +65,20 @@ class AdapterTrainer(Trainer):
         return model
 
     def _save(self, output_dir: str | None = None, state_dict: dict[str, Tensor] | None = None) -> None:
-        model = self._multi_task_model()
+        model, folder = self._multi_task_model(), Path(output_dir or str(self.args.output_dir))
         if not has_adapter(model):
             super()._save(output_dir, state_dict)
+            if self.args.should_save:  # Only now: a save that fails leaves the earlier one as it was.
+                self._remove_earlier_adapters(folder)
         elif self.args.should_save:
-            folder = Path(output_dir or str(self.args.output_dir))
             save_adapter(model, folder)
             model.config.save_pretrained(folder)  # By which a run that goes on knows its tasks.
+
+    def _remove_earlier_adapters(self, folder: Path) -> None:
+        """Removes adapters that do not belong to the model that a folder now holds."""
+        remove_adapter_files(folder)  # Beside a model, loaders would take it for one of that model.
+        if self._has_trained and not self.args.save_adapter:
+            remove_adapter_files(folder / ADAPTER_FOLDER)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
         if has_adapter(self._multi_task_model()):

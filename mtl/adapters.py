@@ -165,6 +165,18 @@ def save_adapter(model: MTLModel, folder: str | Path) -> None:
     config.save_pretrained(str(folder))
 
 
+def remove_adapter_files(folder: str | Path) -> None:
+    """Removes what [`save_adapter`] wrote, if it is there, and the folder, if nothing else is in it."""
+    folder = Path(folder)
+    if not (folder / ADAPTER_CONFIG_NAME).is_file():
+        return
+    for name in (ADAPTER_CONFIG_NAME, ADAPTER_SAFE_WEIGHTS_NAME, HEADS_NAME):
+        (folder / name).unlink(missing_ok=True)
+    if not any(folder.iterdir()):
+        folder.rmdir()
+    logger.info("Removed an adapter of an earlier run from %s.", folder)
+
+
 def load_adapter(model: MTLModel, folder: str | Path) -> None:
     """Puts a saved adapter and its heads into the model that it was added to, bit for bit as they were.
 

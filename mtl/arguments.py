@@ -13,6 +13,7 @@ from transformers import TrainingArguments
 from transformers.trainer_utils import HubStrategy, SaveStrategy, SchedulerType
 
 from mtl.adapters import adapter_config
+from mtl.argument_checks import check_given, check_scheduler
 from mtl.averaging import AverageSetting
 from mtl.freeze_schedule import FreezeSchedule
 from mtl.launch import refuse_lone_process
@@ -89,6 +90,7 @@ class MTLTrainingArguments(TrainingArguments):
             mean of the tasks' primary metrics. Of losses and RMSE lower is better, of the others higher.
 
     Raises:
+        ImportError: If `report_to` names a service whose package is not installed.
         ValueError: If `precision` is unknown, or a setting is not supported or stands against another.
     """
 
@@ -155,6 +157,9 @@ class MTLTrainingArguments(TrainingArguments):
     metric_for_best_model: str | None = field(
         default=None, metadata={"help": "The metric that chooses the best model; score, the mean over tasks, if none."}
     )
+    resume_from_checkpoint: str | None = field(
+        default=None, metadata={"help": "Folder of the checkpoint to go on from; last: the newest whole one, if any."}
+    )
 
     def __post_init__(self) -> None:
         """Chooses the precision, then validates as the base class does."""
@@ -165,6 +170,7 @@ class MTLTrainingArguments(TrainingArguments):
         if cache not in ("auto", "true", "false"):
             raise ValueError(f"cache_embeddings {cache!r} is unknown. Use 'auto', 'true' or 'false'.")
         refuse_lone_process(os.environ)
+        check_given(self)
         self._check_ranges()
         self._check_sampling()
         self._refuse_what_is_not_supported()
@@ -186,6 +192,7 @@ class MTLTrainingArguments(TrainingArguments):
         if self.lr_scheduler_type in _WATCH_A_METRIC:
             given: Any = self.lr_scheduler_kwargs or {}  # Parsed by now.
             self.lr_scheduler_kwargs = {"mode": "max" if self.greater_is_better else "min", **given}
+        check_scheduler(self)
 
     def _check_ranges(self) -> None:
         for name, least in _LEAST.items():

@@ -26,6 +26,8 @@ from mtl.sampling import NONE
 logger = logging.getLogger(__name__)
 
 TRAINING_ARGS_JSON = "training_args.json"
+NUM_TRAIN_ROWS = "num_train_rows"
+"""What stands there beside the settings."""
 
 # Settings of a task that say what is learned from its labels; a checkpoint of before they were has none.
 _LOSS_KEYS = ("label_smoothing", "loss", "temperature", "margin", "symmetric")
@@ -169,14 +171,25 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
             )
 
 
-def warn_of_changes(checkpoint: str | os.PathLike[str], args: MTLTrainingArguments) -> None:
-    """Tells what is another in the run that is to go on, where it may be; the arguments are of [`check_same_run`]."""
-    settings, now = _read_json(Path(checkpoint) / TRAINING_ARGS_JSON), json.loads(args.to_json_string())
+def warn_of_changes(
+    checkpoint: str | os.PathLike[str], args: MTLTrainingArguments, num_train_rows: int | None = None
+) -> None:
+    """Tells what is another in the run that is to go on, where it may be; see [`check_same_run`].
+
+    Args:
+        checkpoint: Folder of the checkpoint.
+        args: Settings of the run that is to go on.
+        num_train_rows: Its count of rows to train on, if that is known.
+    """
+    settings = _read_json(Path(checkpoint) / TRAINING_ARGS_JSON)
+    now = {**json.loads(args.to_json_string()), NUM_TRAIN_ROWS: num_train_rows}
     if settings is not None:
         for key in ("learning_rate", "head_learning_rate"):
             if settings.get(key) != now.get(key):
                 logger.warning("%s stays %s, as in %s.", key, settings.get(key), checkpoint)
-        for key in ("seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps"):
+        for key in (
+            "seed", "data_seed", "per_device_train_batch_size", "gradient_accumulation_steps", NUM_TRAIN_ROWS
+        ):  # fmt: skip
             if settings.get(key, now[key]) not in (now[key], None):
                 logger.warning(
                     "%s is %s in %s, and now %s: the rows of an epoch come in another order, or in other batches, "

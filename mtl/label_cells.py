@@ -21,6 +21,19 @@ _LIST_KINDS = (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_
 _NUMBER_KINDS = (pa.types.is_floating, pa.types.is_integer, pa.types.is_decimal, pa.types.is_null)
 
 
+class CellError(ValueError):
+    """A cell or column that cannot be read as labels of its task.
+
+    Args:
+        fact: What was found, and where.
+        fix: What to do about it, which a program that has other settings says in its own words.
+    """
+
+    def __init__(self, fact: str, fix: str) -> None:
+        super().__init__(f"{fact} {fix}")
+        self.fact, self.fix = fact, fix
+
+
 @dataclass(frozen=True, eq=False)
 class Cells:
     """The values of a label column, laid flat: one a row, or any number a row where cells are lists.
@@ -99,9 +112,9 @@ def read_lists(task: TaskConfig, part: Part) -> Cells:
             )
         column = pc.split_pattern(_without_blanks(column.cast(pa.string())), separator)
     if not any(is_kind(column.type) for is_kind in _LIST_KINDS):
-        raise ValueError(
-            f"{place_of(task, part)} is {column.type}, but the cells of this task are lists. Store lists (JSON, "
-            "Parquet), or strings with `label_separator` set in the source."
+        raise CellError(
+            f"{place_of(task, part)} is {column.type}, but the cells of this task are lists.",
+            "Store lists (JSON, Parquet), or strings with `label_separator` set in the source.",
         )
     values, parents = pc.list_flatten(column), pc.list_parent_indices(column).to_numpy()
     if text:

@@ -34,6 +34,7 @@ from mtl.label_cells import (
     read_numbers,
     read_single,
 )
+from mtl.near_labels import shown, warn_of_near_labels
 from mtl.parts import Part, is_blank
 from tasks_mtl import (
     CONTRASTIVE,
@@ -103,7 +104,13 @@ def _ordered(task: TaskConfig, labels: list[str]) -> list[str]:
 
 def _labels_in_train(task: TaskConfig, parts: Sequence[Part]) -> list[str]:
     trains = [part for part in parts if part.split == "train"]
-    names = pa.chunked_array([read_names(task, part).values for part in trains], pa.string())
+    columns = [read_names(task, part).values for part in trains]
+    found = [
+        (str(part.source.name), names.unique().drop_null().to_pylist())
+        for part, names in zip(trains, columns, strict=True)
+    ]
+    warn_of_near_labels(task.name, found)
+    names = pa.chunked_array(columns, pa.string())
     labels = [name for name in names.unique().drop_null().to_pylist() if name != task.out_of_scope_label]
     # Where there is no train at all, nothing is to be learned, and `num_labels` is enough.
     if not labels and (trains or task.num_labels is None):
@@ -240,20 +247,21 @@ def _class_ids(task: TaskConfig, part: Part, cells: Cells) -> npt.NDArray[np.int
     places = np.flatnonzero(pc.and_(wrong.fill_null(False), cells.values.is_valid()).to_numpy(zero_copy_only=False))
     if len(places):
         value, row = cells.values[int(places[0])].as_py(), int(cells.parents[places[0]])
-        problem = _unknown_label(task, value) if named else _unknown_id(task, value)
-        raise ValueError(f"{place_of(task, part, row)} has {problem} ({len(places):,} such cells in all)")
+        problem, fix = _unknown_label(task, value) if named else _unknown_id(task, value)
+        raise CellError(f"{place_of(task, part, row)} has {problem} ({len(places):,} such cells in all).", fix)
     return ids.fill_null(IGNORE_INDEX).to_numpy().astype(np.int64)
 
 
-def _unknown_label(task: TaskConfig, value: str) -> str:
+def _unknown_label(task: TaskConfig, value: str) -> tuple[str, str]:
     labels = list(task.labels or ())
     near = difflib.get_close_matches(value, labels, n=3, cutoff=0.5)
-    hint = f"nearest are {near}" if near else f"known are {labels[:_MOST_SHOWN]}"
-    return f"the unknown label {value!r}; {hint}. Correct the cell, or add the label to `labels` of the task."
+    listed = ", ".join(map(shown, near or labels[:_MOST_SHOWN]))
+    hint = f"nearest are [{listed}]" if near else f"known are [{listed}]"
+    return f"the unknown label {shown(value)}; {hint}", "Correct the cell, or add the label to `labels` of the task."
 
 
-def _unknown_id(task: TaskConfig, value: str) -> str:
+def _unknown_id(task: TaskConfig, value: str) -> tuple[str, str]:
     return (
-        f"the class id {value!r}, but ids go from 0 to {(task.num_labels or 1) - 1}. Correct the cell (an empty one "
-        "is a missing label) or `num_labels` of the task, or name its `labels`."
+        f"the class id {value!r}, but ids go from 0 to {(task.num_labels or 1) - 1}",
+        "Correct the cell (an empty one is a missing label) or `num_labels` of the task, or name its `labels`.",
     )

@@ -146,18 +146,21 @@ class MicroF1(MultiLabelMacroF1):
 class MeanAveragePrecision(_LabelMetric):
     """Mean over the labels of average precision, the step-wise area under the precision-recall curve.
 
+    It goes by the order of the predictions alone, so that logits serve as well as probabilities.
     Only a label with at least one positive and one negative row counts. With no positive, average precision is
     undefined; with no negative it is 1 for any model. Both kinds are left out, and with no label left it is `nan`.
     """
 
     key = "map"
+    inputs = "predictions: probabilities or logits (N, C). references (N, C): 0, 1, or nan for a missing label."
 
     @classmethod
     def column_score(cls, predictions: np.ndarray, references: np.ndarray) -> float:
-        """Compute average precision, 0 to 1, from probabilities and references (N,)."""
+        """Compute average precision, 0 to 1, from probabilities or logits and references (N,)."""
         if len(np.unique(references)) < 2:
             return np.nan
-        return sklearn.metrics.average_precision_score(references, predictions)
+        ranks = scipy.stats.rankdata(predictions)  # scikit-learn takes no infinite logit
+        return sklearn.metrics.average_precision_score(references, ranks)
 
 
 class _NumberMetric(_ColumnMetric):
@@ -252,7 +255,7 @@ def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarr
     if problem_type in (POSITIVE_PAIRS, TRIPLETS, CONTRASTIVE):
         return embedding_metrics(METRICS[problem_type], logits, labels)
     is_class = problem_type in CLASS_TYPES
-    if not is_class:  # float64: in float32 the sigmoid ties large logits, whose order average precision needs
+    if not is_class:
         logits, labels = (np.atleast_2d(x.astype(np.float64).T).T for x in (logits, labels))  # (N, C)
     _check(problem_type, logits, labels)
     labelled = labels != IGNORE_INDEX if is_class else ~np.isnan(labels).all(axis=1)  # (N,)
@@ -264,7 +267,11 @@ def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarr
         logger.warning("%s: %d of %d labelled rows have a nan logit", problem_type, broken.sum(), len(labels))
         return {**{metric.key: np.nan for metric in METRICS[problem_type]}, "support": len(labels)}
     predictions = _PREDICTIONS[problem_type](logits) if problem_type in _PREDICTIONS else logits  # (N,) or (N, C)
-    scores = {metric.key: float(metric.score(predictions, labels)) for metric in METRICS[problem_type]}
+    scores = {
+        # The sigmoid ties large logits, in float64 from 37 up, whose order average precision needs.
+        metric.key: float(metric.score(logits if metric is MeanAveragePrecision else predictions, labels))
+        for metric in METRICS[problem_type]
+    }
     return {**scores, "support": len(labels)}
 
 

@@ -101,7 +101,8 @@ def check_search(
 
     Raises:
         ImportError: If one of these is not installed.
-        ValueError: If there is nothing to evaluate on, several processes run, or what is sampled has no effect.
+        ValueError: If there is nothing to evaluate on, several processes run, what is sampled has no effect, or the
+            journal of an earlier search cannot be read.
     """
     modules = optional_module("optuna"), optional_module("matplotlib")
     args: Any = trainer.args
@@ -116,7 +117,24 @@ def check_search(
             f"search: {weights} are sampled, but weighting='equal' gives the weights of the tasks no effect. "
             "Leave them out of `space`, or choose another weighting, such as 'fixed'."
         )
+    _check_journal(Path(str(args.output_dir), JOURNAL))
     return modules
+
+
+def _check_journal(path: Path) -> None:
+    """Refuses a journal with a line that is not whole, which optuna would stop at, or glue the next one to."""
+    lines = path.read_bytes().splitlines(keepends=True) if path.is_file() else []
+    for number, line in enumerate(lines, 1):
+        try:
+            is_whole = line.endswith(b"\n") and isinstance(json.loads(line), dict)
+        except ValueError:
+            is_whole = False
+        if not is_whole:
+            raise ValueError(
+                f"{str(path)!r}: line {number} of {len(lines)} is cut off or damaged, as when a process or the disk "
+                "fails while it is written. Delete it and all lines after it, and the search goes on with the trials "
+                "before it; or give another `output_dir`."
+            )
 
 
 def _tasks_of(trainer: Any, tasks: Sequence[TaskConfig] | None) -> tuple[TaskConfig, ...]:

@@ -3,13 +3,15 @@
 import argparse
 import difflib
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from transformers import HfArgumentParser
+from transformers.hf_argparser import string_to_bool
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import DEFAULT_BACKBONE
@@ -19,6 +21,7 @@ from mtl.sources import SourceConfig
 EMBEDDED_BACKBONE = "embedded"
 EMBEDDED_BACKBONE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_MAX_LENGTH = 128
+_FLOAT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 
 Settings = TypeVar("Settings")
@@ -152,7 +155,9 @@ def parse_settings_of(
     parser.add_argument("settings", nargs="?", help="YAML file with any of the settings below.")
     if {"-h", "--help"} & set(argv):
         parser.parse_args(["--help"])  # While the defaults are there to be shown.
-    actions = {action.dest: action for action in parser._actions}
+    # A switch that is on by default has a second action, to turn it off, which knows less.
+    actions = {action.dest: action for action in reversed(parser._actions)}
+    hints = {**get_type_hints(kind), **get_type_hints(MTLTrainingArguments)}
     # Without defaults the namespace holds just what was typed, so that it can be laid over the file.
     for action in parser._actions:
         action.default = argparse.SUPPRESS
@@ -163,7 +168,7 @@ def parse_settings_of(
         raise ValueError(_unknown("on the command line", token.split("=")[0].lstrip("-").replace("-", "_"), names))
     values = {key: value for key, value in vars(typed).items() if key != "settings"}
     path = getattr(typed, "settings", None)
-    from_file = _read_yaml(Path(path), actions, names) if path is not None else {}
+    from_file = _read_yaml(Path(path), actions, hints, names) if path is not None else {}
     run, args = parser.parse_dict({**from_file, **values})
     return run, args
 
@@ -189,7 +194,9 @@ class _Parser(HfArgumentParser):
         raise ValueError(message)
 
 
-def _read_yaml(path: Path, actions: dict[str, argparse.Action], names: list[str]) -> dict[str, Any]:
+def _read_yaml(
+    path: Path, actions: dict[str, argparse.Action], hints: dict[str, Any], names: list[str]
+) -> dict[str, Any]:
     if not path.is_file():
         raise FileNotFoundError(f"There is no settings file {str(path)!r} (working directory {os.getcwd()!r}).")
     try:
@@ -202,7 +209,7 @@ def _read_yaml(path: Path, actions: dict[str, argparse.Action], names: list[str]
     for key, value in content.items():
         if key not in names:
             raise ValueError(_unknown(f"in {path}", str(key), names))
-        values[key] = _coerced(path, actions[key], value)
+        values[key] = _coerced(path, actions[key], hints[key], value)
     return values
 
 
@@ -223,25 +230,58 @@ class _DistinctKeys(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
-def _coerced(path: Path, action: argparse.Action, value: Any) -> Any:
+def _coerced(path: Path, action: argparse.Action, hint: Any, value: Any) -> Any:
+    wanted, kinds = action.type, [get_origin(kind) or kind for kind in get_args(hint)]
+    if value is None:
+        return _empty(path, action, is_optional=type(None) in kinds)
+    if isinstance(value, list) and action.nargs == "+":
+        return [_converted(path, action, item) for item in value] if wanted is str else value
+    if type(value) in (dict, list) and type(value) in kinds:
+        return _with_floats(value)  # The command line has it as JSON in a string.
+    return _converted(path, action, value) if action.choices is None else _chosen(path, action, value)
+
+
+def _converted(path: Path, action: argparse.Action, value: Any) -> Any:
     # YAML reads 2e-4 as a string, and an int where a float is meant; the parser knows the type that is wanted.
-    wanted = action.type
-    if isinstance(value, list) and action.nargs == "+" and wanted is str:
-        return [_coerced(path, action, item) for item in value]
-    if value is False and "no" in (action.choices or ()):
-        return "no"  # YAML reads a plain `no` as false.
-    if wanted is str and value is not None and not isinstance(value, str):
+    wanted: Any = action.type
+    if wanted is str and not isinstance(value, str):
         raise ValueError(f"{path}: {action.dest} must be text, found {value!r}. Put it in quotes.")
     try:
-        if isinstance(value, str) and callable(wanted):
+        if isinstance(value, str):
             return wanted(value)
-        if wanted is float and isinstance(value, int) and not isinstance(value, bool):
-            return float(value)
     except (ValueError, argparse.ArgumentTypeError) as error:
         raise ValueError(f"{path}: {action.dest}={value!r} does not fit: {error}.") from error
-    if wanted in (int, float) and value is not None and (isinstance(value, bool) or not isinstance(value, wanted)):
-        raise ValueError(f"{path}: {action.dest} must be a {wanted.__name__}, found {value!r}.")
+    if wanted is float and type(value) is int:
+        return float(value)
+    exact = {int: int, float: float, string_to_bool: bool}.get(wanted)
+    if exact is not None and type(value) is not exact:
+        raise ValueError(f"{path}: {action.dest} must be a {exact.__name__}, found {value!r}.")
     return value
+
+
+def _empty(path: Path, action: argparse.Action, *, is_optional: bool) -> Any:
+    if is_optional:
+        return None
+    if action.nargs == "+":
+        return []
+    raise ValueError(f"{path}: {action.dest} has no value. Give it one, or leave the line out.")
+
+
+def _chosen(path: Path, action: argparse.Action, value: Any) -> Any:
+    choices = list(action.choices or ())
+    if isinstance(value, bool):  # YAML reads a plain `no` as false, and `true` as true.
+        named = [word for word in ("no", "false", "true") if word in choices and (word == "true") is value]
+        value = named[0] if named else value
+    if value not in choices:
+        raise ValueError(f"{path}: {action.dest} {value!r} is unknown. Use one of {choices}.")
+    return value
+
+
+def _with_floats(value: Any) -> Any:
+    """Returns what YAML has read with numbers such as 1e-6 as numbers, as they are in JSON."""
+    if isinstance(value, dict):
+        return {key: _with_floats(item) for key, item in value.items()}
+    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
 
 
 def _unknown(where: str, key: str, names: Sequence[str]) -> str:

@@ -151,7 +151,7 @@ class MTLTrainer(DataTrainer):
                 raise ValueError(f"There is no complete checkpoint in {self.args.output_dir!r} to resume from.")
         if resume_from_checkpoint:
             check_same_run(resume_from_checkpoint, self.model.config, self.args)
-            warn_of_changes(resume_from_checkpoint, self.args)
+            warn_of_changes(resume_from_checkpoint, self.args, self._num_train_rows())
         elif self.args.should_save and self.args.save_strategy != "no":
             warn_of_earlier_run(str(self.args.output_dir))
         self.train_dataset = self.preservation.with_originals(

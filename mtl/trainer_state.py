@@ -1,5 +1,6 @@
 """What a training leaves in a checkpoint beside the model, and takes up again when it is resumed."""
 
+import json
 import logging
 import os
 import shutil
@@ -10,11 +11,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import EarlyStoppingCallback, TrainerControl, TrainerState, TrainingArguments
 from transformers.trainer import TRAINING_ARGS_NAME
-from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR, has_length
 
 from mtl.adapter_training import AdapterTrainer
 from mtl.averaging import AveragingCallback
-from mtl.checkpoints import TRAINING_ARGS_JSON
+from mtl.checkpoints import NUM_TRAIN_ROWS, TRAINING_ARGS_JSON
 from mtl.loss_weighting import LossWeighting
 from mtl.preservation import Preservation
 from mtl.sharded import own_class
@@ -95,8 +96,12 @@ class StateTrainer(AdapterTrainer):
             folder = Path(output_dir or str(self.args.output_dir))
             # The base class pickles the settings; a shared folder is to hold nothing that runs when it is read.
             (folder / TRAINING_ARGS_NAME).unlink(missing_ok=True)
-            (folder / TRAINING_ARGS_JSON).write_text(self.args.to_json_string() + "\n")
+            settings = {**json.loads(self.args.to_json_string()), NUM_TRAIN_ROWS: self._num_train_rows()}
+            (folder / TRAINING_ARGS_JSON).write_text(json.dumps(settings, indent=2) + "\n")
             self.averaging.save(folder)
+
+    def _num_train_rows(self) -> int | None:
+        return len(self.train_dataset) if has_length(self.train_dataset) else None
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """Keeps the card that was saved with the model, where the base class would write over it."""

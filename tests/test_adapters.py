@@ -215,6 +215,32 @@ def test_saving_an_adapter_that_is_not_there_is_refused(tmp_path: Path) -> None:
         training_args(tmp_path, save_adapter=True)
 
 
+def test_adapter_of_an_earlier_run_does_not_stay_beside_another_model(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    (splits, tasks), out = toy_splits, tmp_path / "out"
+
+    def trained(model: MTLModel, **settings: Any) -> MTLTrainer:
+        trainer = MTLTrainer(model, training_args(out, max_steps=1, **settings), train_dataset=splits["train"])
+        trainer.train()
+        trainer.save_model()
+        return trainer
+
+    trained(tiny_model(tasks=tasks), peft=LORA, save_adapter=True)
+    assert (out / "adapter" / "adapter_config.json").is_file(), "That of this very run stays."
+    MTLTrainer(tiny_model(tasks=tasks), training_args(out)).save_model()
+    assert (out / "adapter").is_dir(), "Nothing was trained."
+    with_adapter = tiny_model(tasks=tasks)
+    add_adapter(with_adapter, LORA)
+    trained(with_adapter)  # Its adapter stays in it, and is saved beside what is in the folder.
+    assert (out / "adapter_config.json").is_file()
+    (out / "adapter" / "notes.txt").write_text("mine")
+    last = trained(tiny_model(tasks=tasks))
+    assert names(out) - {"training_args.json", "adapter"} == SAVED_FILES
+    assert names(out / "adapter") == {"notes.txt"}
+    assert_loads_as(out, last.model)
+
+
 class _Keep(TrainerCallback):
     """Keeps the weights that training begins with, and its last ones."""
 

@@ -174,6 +174,40 @@ def test_a_task_may_be_unlabelled_in_validation_and_test(write: WriteRows, caplo
     ]
 
 
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"  # One word in two forms of Unicode, NFC and NFD.
+
+
+def test_labels_that_only_look_alike_are_told_with_both_spellings(
+    write: WriteRows, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = {"a": ["sport", "sport ", COMPOSED, "film"], "b": [DECOMPOSED, "sport ", " film", "films"]}
+    sources = [
+        SourceConfig(str(write(texts_of([{"topic": value} for value in values]), f"{name}.json")),
+                     name=name, labels={"topic": "topic"})
+        for name, values in files.items()
+    ]  # fmt: skip
+    _, (task,) = load_sources(sources, [TOPIC], **UNCUT)
+    assert task.labels == (" film", DECOMPOSED, COMPOSED, "film", "films", "sport", "sport ")  # As in the data.
+    (warning,) = [record.getMessage() for record in caplog.records if "classes of their own" in record.getMessage()]
+    assert "Task 'topic': labels that differ only in white space" in warning
+    assert (
+        "'sport' (source 'a') and 'sport ' (source 'a'); 'caf\u00e9' (source 'a') and 'cafe\\u0301' (source 'b')"
+        in warning
+    )
+    assert "'film' (source 'a') and ' film' (source 'b') (3 such pairs in all)" in warning
+
+
+def test_labels_that_differ_are_no_cause_for_a_warning(write: WriteRows, caplog: pytest.LogCaptureFixture) -> None:
+    load_column(write(texts_of([{"topic": value} for value in ("sport", "Sport", "sports", COMPOSED)])), TOPIC)
+    assert "classes of their own" not in caplog.text
+
+
+def test_unknown_label_in_another_form_of_unicode_is_told_apart(write: WriteRows) -> None:
+    task = TaskConfig("topic", labels=(COMPOSED, "bar"))
+    with pytest.raises(ValueError, match=r"unknown label 'cafe\\u0301'; nearest are \['caf\u00e9'\]"):
+        load_column(write(texts_of([{"topic": "bar"}, {"topic": DECOMPOSED}])), task)
+
+
 @pytest.mark.parametrize(
     ("task", "values", "message"),
     [
@@ -181,7 +215,7 @@ def test_a_task_may_be_unlabelled_in_validation_and_test(write: WriteRows, caplo
             TaskConfig("topic", labels=("sport", "film")),
             ["film", "sporty", "zzz"],
             r"Task 'topic': column 'topic' of source 'rows', split 'train', row 1 \(the first row is 0\), has the "
-            r"unknown label 'sporty'; nearest are \['sport'\]\. .* \(2 such cells in all\)",
+            r"unknown label 'sporty'; nearest are \['sport'\] \(2 such cells in all\)\. Correct the cell, or add",
         ),
         (TaskConfig("topic", labels=("sport", "film")), ["9 x"], r"label '9 x'; known are \['sport', 'film'\]"),
         (TaskConfig("topic", labels=("neg", "pos")), [0, 2], "row 1 .* class id '2', but ids go from 0 to 1"),

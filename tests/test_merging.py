@@ -21,6 +21,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 import merge_models
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
+from mtl.arguments import JsonObject, MTLTrainingArguments
 from mtl.merging import latency_ms, metrics_of_probabilities, sizes, with_decisions
 from mtl.teacher_columns import as_teacher_column
 from tasks_mtl import IGNORE_INDEX, MULTI_LABEL, REGRESSION
@@ -196,6 +197,30 @@ def test_nothing_held_out_is_refused(
     none = ["--validation_fraction", "0", "--test_fraction", "0"]
     with pytest.raises(ValueError, match=r"The texts have the splits \['train'\], but some are to train on"):
         merge_models.set_up(_argv(tmp_path, texts, [f"topic={folder}"], *none))
+
+
+@pytest.mark.parametrize(
+    ("kind", "cells", "fact"),
+    [
+        ("topic", ["sport", "opera"], "row 1 .* has the unknown label 'opera'; known are"),
+        ("topic", [0, 7], "row 1 .* has the class id '7', but ids go from 0 to 2"),
+        ("tags", ["a|b", "b"], "is string, but the cells of this task are lists"),
+    ],
+)
+def test_true_label_that_the_teacher_lacks_gets_an_advice_that_can_be_followed(
+    kind: str, cells: list[Any], fact: str, tmp_path: Path, write: WriteRows
+) -> None:
+    known = {
+        "topic": TaskConfig("topic", labels=tuple(TOPICS)),
+        "tags": TaskConfig("tags", MULTI_LABEL, labels=("a", "b")),
+    }
+    path = write([{"text": f"text {row}", kind: cell} for row, cell in enumerate(cells)])
+    settings = merge_models.MergeSettings(teachers=[f"{kind}=x"], texts=str(path), labels=JsonObject({kind: kind}))
+    settings.validation_fraction = settings.test_fraction = 0.0
+    args = MTLTrainingArguments(output_dir=str(tmp_path / "out"), use_cpu=True)
+    with pytest.raises(ValueError, match=f"{fact}.* The labels are those of the teacher: write true ones") as caught:
+        merge_models.load_texts(settings, args, [known[kind]])
+    assert "label_separator" not in str(caught.value) and "add the label" not in str(caught.value)
 
 
 def test_decisions_of_teachers_are_labels_of_held_out_rows() -> None:

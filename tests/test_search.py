@@ -85,6 +85,23 @@ def test_weights_reach_the_loss(tiny_model: MakeModel, toy_splits: Splits, tmp_p
     assert log["loss"] == pytest.approx(total, rel=1e-4)
 
 
+@pytest.mark.parametrize("kept", [0.5, 1.0])
+def test_journal_with_a_damaged_line_is_told_and_can_be_mended(
+    kept: float, tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path
+) -> None:
+    before, _, _ = run(tiny_model, toy_splits, tmp_path, n_trials=2)
+    journal = tmp_path / "search.journal"
+    lines = journal.read_bytes().splitlines(keepends=True)
+    place = int(kept * (len(lines) - 1))
+    journal.write_bytes(b"".join([*lines[:place], lines[place][:5], *lines[place + 1 :]]))
+    with pytest.raises(ValueError, match=rf"search.journal': line {place + 1} of .* Delete it and all lines after it"):
+        run(tiny_model, toy_splits, tmp_path, n_trials=2)
+    journal.write_bytes(b"".join(lines[:place]))  # As the message says.
+    after, _, _ = run(tiny_model, toy_splits, tmp_path, n_trials=2)
+    assert [trial["state"] for trial in after["trials"]] == ["complete"] * 2
+    assert after["trials"][0] == before["trials"][0]
+
+
 @pytest.mark.slow
 def test_an_interrupted_search_goes_on_as_if_it_had_not_been(
     tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path

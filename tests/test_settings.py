@@ -5,6 +5,8 @@ from typing import Any
 
 import pytest
 
+from mtl import argument_checks
+from mtl.arguments import MTLTrainingArguments
 from mtl.settings import parse_settings, resolve_backbone
 
 YAML = """
@@ -160,6 +162,26 @@ def test_misspelt_key_on_the_command_line(settings_file: str, argv: list[str], m
         ("early_stopping_patience: 2", "counts evaluations, but eval_strategy is .no."),
         ("search: 5", "`search` must be a mapping"),
         ("learning_rate: 3e-4", "key 'learning_rate' stands twice in one mapping"),
+        (
+            "train_sampling_strategy: length",
+            "run.yaml: train_sampling_strategy 'length' is unknown. Use one of .'r",
+        ),
+        ("log_level: loud", "run.yaml: log_level 'loud' is unknown. Use one of .*'warning'"),
+        ("eval_strategy: true", "run.yaml: eval_strategy True is unknown. Use one of .'no', 'steps', 'epoch'"),
+        ("seed:", "run.yaml: seed has no value. Give it one, or leave the line out"),
+        ("pooling:", "run.yaml: pooling has no value"),
+        ("remove_unused_columns: 5", "remove_unused_columns must be a bool, found 5"),
+        ("remove_unused_columns: perhaps", "remove_unused_columns='perhaps' does not fit"),
+        ("lr_scheduler_kwargs: 5", "lr_scheduler_kwargs must be text, found 5"),
+        ("lr_scheduler_kwargs: '{a: 1}'", "lr_scheduler_kwargs='{a: 1}' is no JSON, such as"),
+        ("lr_scheduler_kwargs: {power: 2}", "does not fit lr_scheduler_type='linear': .* argument 'power'"),
+        (
+            "lr_scheduler_type: cosine_with_min_lr",
+            "lr_scheduler_kwargs=None does not fit .* min_lr_rate should",
+        ),
+        ("accelerator_config: {split: true}", "accelerator_config={'split': True} does not fit: .*'split_batches'"),
+        ("report_to: no_such_service", "report_to 'no_such_service' is unknown. Use one of .'none', 'all'"),
+        ("report_to:", "report_to None is unknown"),
     ],
 )
 def test_faults_of_the_file(settings_file: str, line: str, message: str) -> None:
@@ -167,6 +189,54 @@ def test_faults_of_the_file(settings_file: str, line: str, message: str) -> None
     path.write_text(f"{YAML}{line}\n")
     with pytest.raises(ValueError, match=message):
         parse_settings([settings_file])
+
+
+def test_mappings_that_the_command_line_has_as_json_may_be_mappings(settings_file: str) -> None:
+    mappings = "lr_scheduler_kwargs: {min_lr: 1e-6}\naccelerator_config: {even_batches: false}\nreport_to: [none]\n"
+    Path(settings_file).write_text(f"{YAML}lr_scheduler_type: cosine_with_min_lr\n{mappings}")
+    _, args = parse_settings([settings_file])
+    assert args.lr_scheduler_kwargs == {"min_lr": 1e-6}  # YAML itself reads 1e-6 as a string.
+    assert vars(args.accelerator_config)["even_batches"] is False
+    assert args.report_to == []
+    _, args = parse_settings([settings_file, "--lr_scheduler_kwargs", '{"min_lr": 2e-6}'])
+    assert args.lr_scheduler_kwargs == {"min_lr": 2e-6}
+
+
+@pytest.mark.parametrize(("word", "value"), [("true", "true"), ("no", "false"), ("auto", "auto")])
+def test_choices_that_yaml_reads_as_bools(word: str, value: str, settings_file: str) -> None:
+    Path(settings_file).write_text(f"{YAML}cache_embeddings: {word}\n")
+    assert parse_settings([settings_file])[1].cache_embeddings == value
+
+
+def test_service_to_report_to_that_is_not_installed_is_told(
+    settings_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(argument_checks, "get_available_reporting_integrations", lambda: ["tensorboard"])
+    with pytest.raises(ImportError, match="report_to='wandb' needs `pip install wandb`. Install it, or set"):
+        parse_settings([settings_file, "--report_to", "wandb"])
+    _, args = parse_settings([settings_file, "--report_to", "tensorboard"])
+    assert args.report_to == ["tensorboard"]
+
+
+def test_fp16_is_refused_on_a_cpu_where_it_would_be_passed_over(settings_file: str) -> None:
+    with pytest.raises(ValueError, match="fp16=True has no effect on a CPU.*or set `precision: bf16`"):
+        parse_settings([settings_file, "--fp16", "true", "--use_cpu", "true"])
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [("train_sampling_strategy", "'sequential', 'group_by_length'"), ("log_level_replica", "'info'")],
+)
+def test_unknown_choices_are_refused_in_python_too(name: str, choices: str, tmp_path: Path) -> None:
+    wrong: Any = {name: "length"}
+    with pytest.raises(ValueError, match=f"{name} 'length' is unknown. Use one of .*{choices}"):
+        MTLTrainingArguments(output_dir=str(tmp_path), **wrong)
+
+
+def test_help_says_how_to_go_on_from_the_last_checkpoint(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse_settings(["--help"])
+    assert "last: the newest whole one" in " ".join(capsys.readouterr().out.split())
 
 
 def test_misspelt_key_of_a_task(settings_file: str) -> None:

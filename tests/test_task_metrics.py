@@ -134,10 +134,25 @@ class TestComputeTaskMetrics:
         assert np.isnan([result["f1_micro"], result["f1_macro"], result["map"]]).all()
         assert result["support"] == 3
 
-    def test_large_float32_logits_keep_their_order(self) -> None:
-        logits = np.array([[18.0], [17.0], [16.9]], dtype=np.float32)  # one value in a float32 sigmoid
-        result = compute_task_metrics("multi_label_classification", logits, np.array([[1.0], [1.0], [0.0]]))
+    @pytest.mark.parametrize(
+        "logits",
+        [
+            [18.0, 17.0, 16.9],  # one value in a float32 sigmoid
+            [60.0, 50.0, 40.0],  # one in a float64 sigmoid
+            [float("inf"), 50.0, 40.0],
+            [-750.0, -760.0, -770.0],
+        ],
+    )
+    def test_large_logits_keep_their_order(self, logits: list[float]) -> None:
+        column = np.array(logits, dtype=np.float32)[:, None]  # (3, 1)
+        result = compute_task_metrics("multi_label_classification", column, np.array([[1.0], [1.0], [0.0]]))
         assert result["map"] == 1.0
+        result = compute_task_metrics("multi_label_classification", column, np.array([[0.0], [1.0], [1.0]]))
+        assert result["map"] == pytest.approx((1 / 2 + 2 / 3) / 2)  # precision at each of the two positive rows
+
+    def test_equal_logits_stay_tied(self) -> None:
+        result = compute_task_metrics("multi_label_classification", np.full((4, 1), 50.0), np.eye(4)[:, :1])
+        assert result["map"] == pytest.approx(1 / 4)  # one threshold, at which all rows are found
 
     @pytest.mark.parametrize(
         ("problem_type", "labels"),

@@ -215,6 +215,20 @@ def test_resuming_equals_the_unbroken_run(
     assert logs[0] == logs[1]
 
 
+def test_other_count_of_rows_is_told_when_a_run_goes_on(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits, tasks = toy_splits
+    settings = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "per_device_train_batch_size": 4}
+    for rows, told in ((64, False), (64, False), (63, True)):
+        caplog.clear()
+        data = splits["train"].select(range(rows))
+        trainer = MTLTrainer(tiny_model(tasks=tasks), training_args(tmp_path, **settings), train_dataset=data)
+        is_first = not (tmp_path / "checkpoint-1").exists()
+        trainer.train(resume_from_checkpoint=None if is_first else str(tmp_path / "checkpoint-1"))
+        assert ("num_train_rows is 64 in" in caplog.text and "and now 63: the rows of an epoch" in caplog.text) == told
+
+
 def test_saved_folder_holds_no_pickle(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
     trainer = MTLTrainer(tiny_model(), training_args(tmp_path), train_dataset=toy_splits[0]["train"])
     trainer.save_model()
