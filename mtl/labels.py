@@ -25,6 +25,7 @@ import pyarrow.compute as pc
 
 from configuration_mtl import TaskConfig
 from mtl.label_cells import (
+    CellError,
     Cells,
     all_integers,
     is_integer,
