@@ -33,7 +33,8 @@ from mtl.settings import JsonObject, RunSettings, parse_settings_of, resolve_bac
 from mtl.sources import TEXT_COLUMN
 from mtl.teacher_columns import teacher_column
 from mtl.teachers import Teacher, load_classifier_teacher, with_teachers
-from train_trainer import Run, assemble, finish, or_exit, read_sources, set_up_logging, told_when_interrupted
+from train_setup import Run, assemble, read_sources, set_up_logging
+from train_trainer import finish, or_exit, told_when_interrupted
 
 logger = logging.getLogger("merge_models")
 

@@ -15,7 +15,7 @@ from transformers.utils import logging as transformers_logging
 from mtl.evaluation import evaluate_split
 from mtl.report import peak_memory_mib
 from mtl.settings import parse_settings
-from train_trainer import prepare
+from train_setup import prepare
 
 WARM_UP_STEPS = 5
 

@@ -20,7 +20,8 @@ from transformers.utils import logging as transformers_logging
 from mtl.evaluation import EvaluationResult, evaluate_split
 from mtl.report import peak_memory_mib
 from mtl.settings import parse_settings
-from train_trainer import Run, prepare, train
+from train_setup import Run, prepare
+from train_trainer import train
 
 PACKAGES = ("torch", "transformers", "datasets", "accelerate")
 

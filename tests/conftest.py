@@ -125,7 +125,7 @@ def make_toy_rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
 @pytest.fixture(autouse=True)
 def log_levels() -> Iterator[None]:
     """Takes back the levels that a program sets for its own process; `TrainingArguments` goes by them too."""
-    loggers = [logging.getLogger(name) for name in ("mtl", "merge_models", "train_trainer")]
+    loggers = [logging.getLogger(name) for name in ("mtl", "merge_models", "train_setup", "train_trainer")]
     before, verbosity = [logger.level for logger in loggers], transformers_logging.get_verbosity()
     yield
     transformers_logging.set_verbosity(verbosity)

@@ -15,7 +15,7 @@ import sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        house = ("train_trainer", "mtl")
+        house = ("train_setup", "train_trainer", "mtl")
         root = name.partition(".")[0]
         if root in house or root.endswith("_mtl"):
             raise ImportError(f"{name} is blocked in this process")

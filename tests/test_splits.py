@@ -13,7 +13,7 @@ from mtl.arguments import MTLTrainingArguments
 from mtl.data import load_sources
 from mtl.settings import JsonObject, RunSettings
 from mtl.sources import SourceConfig
-from train_trainer import read_sources
+from train_setup import read_sources
 
 TOPIC = TaskConfig("topic")
 
