@@ -20,7 +20,9 @@ from documents import settings_that_count, write_between
 from seeds import ROOT, add_options, measure
 
 SETTINGS = "configs/intents.yaml"
-COLUMNS = tuple((name, "accuracy") for name in ("clinc", "hwu", "banking", "clinc_domain", "hwu_scenario"))
+TASKS = ("clinc", "hwu", "banking")
+"""What tries are compared by: the intents."""
+COLUMNS = tuple((name, "accuracy") for name in (*TASKS, "clinc_domain", "hwu_scenario"))
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -45,26 +47,35 @@ def tries(folder: Path) -> str:
         folder: The folder of the results files; the name of each begins with `intents`. Each holds the settings that
             it was measured with, so what the table shows beside the settings file follows that file.
     """
-    heads = " | ".join(task for task, _ in COLUMNS[:3])
-    first = f"| settings beside those of {SETTINGS} | seeds | validation: {heads} | test: {heads} |"
-    lines = [first, "|---" * 8 + "|"]
+    heads = " | ".join(TASKS)
+    first = f"| settings beside those of {SETTINGS} | seeds | validation: {heads} | mean loss | test: {heads} |"
+    lines = [first, "|---" * 9 + "|"]
     current = settings_that_count(ROOT / SETTINGS)
     rows = [_row(json.loads(path.read_text()), current) for path in folder.glob("intents*.json")]
     return "\n".join([*lines, *(text for _, text in sorted(rows, reverse=True))])
 
 
 def _row(report: dict[str, Any], current: dict[str, Any]) -> tuple[float, str]:
-    runs = report["runs"].values()
-    means = [
-        mean(run["results"][split]["tasks"][task][metric] for run in runs)
-        for split in ("validation", "test")
-        for task, metric in COLUMNS[:3]
-    ]
+    runs = list(report["runs"].values())
+    validation, losses = _means(runs, "validation", "accuracy"), _means(runs, "validation", "loss")
     tried = report["settings"]["config"] | _settings_of(report["settings"]["overrides"])
     others = [f"`{key}: {_cell(tried[key])}`" for key in tried if tried[key] != current.get(key)]
     others += [f"no `{key}`" for key in current if key not in tried]
-    cells = " | ".join(f"{value:.4f}" for value in means)
-    return mean(means[:3]), f"| {', '.join(others) or 'none'} | {len(runs)} | {cells} |"
+    figures = [*validation, _mean_of_all(losses), *_means(runs, "test", "accuracy")]
+    cells = " | ".join("-" if value is None else f"{value:.4f}" for value in figures)
+    rank = _mean_of_all(validation)
+    return -1.0 if rank is None else rank, f"| {', '.join(others) or 'none'} | {len(runs)} | {cells} |"
+
+
+def _means(runs: Sequence[dict[str, Any]], split: str, metric: str) -> list[float | None]:
+    """Returns the mean over the runs of a metric of each task; None where a split has no labels of the task."""
+    values = [[run["results"][split]["tasks"][task].get(metric) for run in runs] for task in TASKS]
+    return [None if None in of_task else mean(of_task) for of_task in values]
+
+
+def _mean_of_all(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return mean(known) if len(known) == len(values) else None
 
 
 def _settings_of(arguments: Sequence[str]) -> dict[str, Any]:

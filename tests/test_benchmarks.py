@@ -197,7 +197,7 @@ def test_table_of_the_embedded_default(tmp_path: Path, capsys: pytest.CaptureFix
 def test_tries_are_compared_by_validation(tmp_path: Path) -> None:
     def runs(*values: tuple[float, float]) -> dict[str, Any]:
         def tasks(value: float) -> dict[str, Any]:
-            return {"tasks": {task: {"accuracy": value} for task in ("clinc", "hwu", "banking")}}
+            return {"tasks": {task: {"accuracy": value, "loss": value / 2} for task in ("clinc", "hwu", "banking")}}
 
         splits = [{"validation": tasks(validation), "test": tasks(test)} for validation, test in values]
         return {str(seed): {"results": results} for seed, results in enumerate(splits)}
@@ -207,15 +207,21 @@ def test_tries_are_compared_by_validation(tmp_path: Path) -> None:
     overrides = ["--num_train_epochs", "2e1", "--teacher", "a", "b"]
     base = {"settings": {"config": config, "overrides": []}, "runs": runs((0.5, 0.9), (0.7, 0.8))}
     longer = {"settings": {"config": earlier, "overrides": overrides}, "runs": runs((0.7, 0.6))}
-    for name, report in (("intents", base), ("intents-longer", longer), ("embedded", {})):
+    whole = {"settings": {"config": config, "overrides": ["--validation_fraction", "0"]}, "runs": runs((0.9, 0.9))}
+    del whole["runs"]["0"]["results"]["validation"]["tasks"]["banking"]["accuracy"]
+    del whole["runs"]["0"]["results"]["validation"]["tasks"]["banking"]["loss"]
+    reports = {"intents": base, "intents-longer": longer, "intents-whole": whole, "embedded": {}}
+    for name, report in reports.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(report))
     document = tmp_path / "tries.md"
     document.write_text("<!-- tries:begin -->\n<!-- tries:end -->\n")
     INTENTS["main"](["--output", str(tmp_path / "intents.json"), "--compare", str(document)])
     lines = document.read_text().splitlines()
     others = '`num_train_epochs: 20`, `weight_decay: 0.5`, `teacher: ["a", "b"]`, no `average_weights`'
-    assert lines[4] == f"| {others} | 1 | 0.7000 | 0.7000 | 0.7000 | 0.6000 | 0.6000 | 0.6000 |"
-    assert lines[5] == "| none | 2 | 0.6000 | 0.6000 | 0.6000 | 0.8500 | 0.8500 | 0.8500 |"
+    assert lines[4] == f"| {others} | 1 | 0.7000 | 0.7000 | 0.7000 | 0.3500 | 0.6000 | 0.6000 | 0.6000 |"
+    assert lines[5] == "| none | 2 | 0.6000 | 0.6000 | 0.6000 | 0.3000 | 0.8500 | 0.8500 | 0.8500 |"
+    whole_cells = "0.9000 | 0.9000 | - | - | 0.9000 | 0.9000 | 0.9000 |"  # It cannot be compared, so it comes last.
+    assert lines[6] == f"| `validation_fraction: 0` | 1 | {whole_cells}"
     with pytest.raises(SystemExit):
         INTENTS["main"](["--seeds", "0"])  # Without data.
 
