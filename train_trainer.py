@@ -39,7 +39,6 @@ CARD, REPORT = "README.md", "report.json"
 RELATED = ("The battery lasts all day.", "I can use it from morning to night on one charge.")
 UNRELATED = ("The battery lasts all day.", "The senate rejected the bill on Tuesday.")
 
-
 Ready = TypeVar("Ready")
 
 Study = Callable[[Run, Sequence[EvaluationResult]], tuple[dict[str, Any], str]]

@@ -70,12 +70,11 @@ def _row(report: dict[str, Any], current: dict[str, Any]) -> tuple[float, str]:
 def _means(runs: Sequence[dict[str, Any]], split: str, metric: str) -> list[float | None]:
     """Returns the mean over the runs of a metric of each task; None where a split has no labels of the task."""
     values = [[run["results"][split]["tasks"][task].get(metric) for run in runs] for task in TASKS]
-    return [None if None in of_task else mean(of_task) for of_task in values]
+    return [_mean_of_all(of_task) for of_task in values]
 
 
-def _mean_of_all(values: Sequence[float | None]) -> float | None:
-    known = [value for value in values if value is not None]
-    return mean(known) if len(known) == len(values) else None
+def _mean_of_all(values: Sequence[Any]) -> float | None:
+    return None if None in values else mean(values)
 
 
 def _settings_of(arguments: Sequence[str]) -> dict[str, Any]:

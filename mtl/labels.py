@@ -105,14 +105,12 @@ def _ordered(task: TaskConfig, labels: list[str]) -> list[str]:
 
 def _labels_in_train(task: TaskConfig, parts: Sequence[Part]) -> list[str]:
     trains = [part for part in parts if part.split == "train"]
-    columns = [read_names(task, part).values for part in trains]
     found = [
-        (str(part.source.name), names.unique().drop_null().to_pylist())
-        for part, names in zip(trains, columns, strict=True)
+        (str(part.source.name), read_names(task, part).values.unique().drop_null().to_pylist()) for part in trains
     ]
     warn_of_near_labels(task.name, found)
-    names = pa.chunked_array(columns, pa.string())
-    labels = [name for name in names.unique().drop_null().to_pylist() if name != task.out_of_scope_label]
+    distinct = dict.fromkeys(name for _, names in found for name in names)
+    labels = [name for name in distinct if name != task.out_of_scope_label]
     # Where there is no train at all, nothing is to be learned, and `num_labels` is enough.
     if not labels and (trains or task.num_labels is None):
         raise ValueError(f"Task {task.name!r} has no label in split 'train'. Fill its column, or name its `labels`.")
