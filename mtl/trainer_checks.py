@@ -116,17 +116,21 @@ def _measured(task: TaskConfig, rows: Any) -> list[str]:
 
 
 def warn_of_no_effect(model: MTLModel, args: MTLTrainingArguments) -> None:
-    """Tells which tasks would train the encoder alone while it is frozen, and so learn nothing.
+    """Tells which tasks and losses are of the encoder alone while it is frozen, and so learn nothing.
 
     Args:
         model: The model, frozen as it trains.
         args: The settings.
     """
+    if encoder_learns(model, args) or not any(parameter.requires_grad for parameter in model.parameters()):
+        return
     names = [task.name for task in model.config.tasks if not task.has_head]
-    if names and not encoder_learns(model, args) and any(parameter.requires_grad for parameter in model.parameters()):
+    if names:
         logger.warning(
             "The tasks %s have no head, and the encoder is frozen: they are measured, but learn nothing.", names
         )
+    if args.preserve_embeddings:
+        logger.warning("preserve_embeddings=%s has no effect while the encoder is frozen.", args.preserve_embeddings)
 
 
 def encoder_learns(model: MTLModel, args: MTLTrainingArguments) -> bool:
