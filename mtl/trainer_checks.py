@@ -16,6 +16,7 @@ from mtl.labels import count_labelled, label_column
 from mtl.metrics import METRICS
 from mtl.optimization import learning_rates
 from mtl.rejection import THRESHOLD_METRICS
+from mtl.teacher_columns import teacher_column
 from mtl.weighting import WEIGHTINGS
 
 logger = logging.getLogger(__name__)
@@ -131,6 +132,31 @@ def warn_of_no_effect(model: MTLModel, args: MTLTrainingArguments) -> None:
         )
     if args.preserve_embeddings:
         logger.warning("preserve_embeddings=%s has no effect while the encoder is frozen.", args.preserve_embeddings)
+
+
+def check_train_columns(model: MTLModel, dataset: Any) -> None:
+    """Refuses training rows without a column of any task, and tells which tasks have none.
+
+    Args:
+        model: The model, frozen as it trains.
+        dataset: The training rows.
+
+    Raises:
+        ValueError: If no task has a column of labels or of a teacher.
+    """
+    if not isinstance(dataset, Dataset):
+        return
+    wanted = {task.name: (label_column(task.name), teacher_column(task.name)) for task in model.config.tasks}
+    without = [name for name, columns in wanted.items() if not set(columns) & set(dataset.column_names)]
+    found = f"The training rows have no column {label_column('<task>')!r} or {teacher_column('<task>')!r}"
+    if len(without) == len(wanted):
+        raise ValueError(
+            f"{found} of any task of {without} (found {dataset.column_names}), so nothing would be learned. "
+            "`mtl.data.load_sources` makes them; rename yours, or name the tasks alike."
+        )
+    kept = [name for name, head in model.heads.items() if not any(p.requires_grad for p in head.parameters())]
+    if silent := [name for name in without if name not in kept]:
+        logger.warning("%s of the tasks %s (found %s): they learn nothing.", found, silent, dataset.column_names)
 
 
 def encoder_learns(model: MTLModel, args: MTLTrainingArguments) -> bool:
