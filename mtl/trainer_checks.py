@@ -134,11 +134,12 @@ def warn_of_no_effect(model: MTLModel, args: MTLTrainingArguments) -> None:
         logger.warning("preserve_embeddings=%s has no effect while the encoder is frozen.", args.preserve_embeddings)
 
 
-def check_train_columns(model: MTLModel, dataset: Any) -> None:
-    """Refuses training rows without a column of any task, and tells which tasks have none.
+def check_train_columns(model: MTLModel, args: MTLTrainingArguments, dataset: Any) -> None:
+    """Refuses training rows without a column of any task, and tells which tasks or settings learn from none.
 
     Args:
         model: The model, frozen as it trains.
+        args: The settings.
         dataset: The training rows.
 
     Raises:
@@ -157,6 +158,13 @@ def check_train_columns(model: MTLModel, dataset: Any) -> None:
     kept = [name for name, head in model.heads.items() if not any(p.requires_grad for p in head.parameters())]
     if silent := [name for name in without if name not in kept]:
         logger.warning("%s of the tasks %s (found %s): they learn nothing.", found, silent, dataset.column_names)
+    given = args.teacher_annealing or args.distillation_temperature != 1.0 or args.gold_share != 0.5
+    if given and not any(teacher in dataset.column_names for _, teacher in wanted.values()):
+        logger.warning(
+            "teacher_annealing=%s, distillation_temperature=%s and gold_share=%s have no effect: no task has a "
+            "teacher. Give one by `teacher`, or by `teachers` of a source.",
+            args.teacher_annealing, args.distillation_temperature, args.gold_share,
+        )  # fmt: skip
 
 
 def encoder_learns(model: MTLModel, args: MTLTrainingArguments) -> bool:
