@@ -173,13 +173,19 @@ def _names(task: TaskConfig, part: Part, values: pa.Array) -> pa.Array:
         return values.cast(pa.string())
     if _is_text(kind):
         return _without_blanks(values.cast(pa.string()))
-    raise ValueError(
+    raise _no_label(task, part, kind)
+
+
+def _no_label(task: TaskConfig, part: Part, kind: pa.DataType) -> ValueError:
+    return ValueError(
         f"{place_of(task, part)} is {kind}, but a label is a string, an integer or a boolean. Convert it, or set "
         f"another column as `labels.{task.name}` in the source."
     )
 
 
 def _declared_names(task: TaskConfig, part: Part, values: pa.Array, declared: Sequence[str]) -> pa.Array:
+    if not pa.types.is_integer(values.type):  # A list of classes, where one is meant.
+        raise _no_label(task, part, values.type)
     ids = values.cast(pa.int64())
     ids = pc.if_else(pc.equal(ids, -1), pa.scalar(None, pa.int64()), ids)
     bounds = pc.min_max(ids).as_py()

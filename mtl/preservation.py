@@ -7,7 +7,6 @@ take the tuned encoder for the original.
 """
 
 import json
-import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -23,8 +22,6 @@ from mtl.arguments import MTLTrainingArguments
 from mtl.collation import ORIGINAL_COLUMN, ORIGINALS
 from mtl.content_keys import cache_file, key_of, key_of_config, key_of_rows, key_of_weights
 from mtl.task_losses import TaskLossMeans
-
-logger = logging.getLogger(__name__)
 
 PRESERVATION_NAME = "preservation.json"
 PRESERVATION = "preservation"
@@ -44,7 +41,7 @@ class Preservation:
         args: The settings of training; give the weight and the batch size.
 
     Raises:
-        ValueError: If a task's name would stand in the log for this loss, or the encoder does not learn.
+        ValueError: If a task's name would stand in the log for this loss.
     """
 
     def __init__(self, model: MTLModel, args: MTLTrainingArguments) -> None:
@@ -56,8 +53,6 @@ class Preservation:
             return
         if PRESERVATION in model.config.task_names:
             raise ValueError(f"Task {PRESERVATION!r}: the log of preserve_embeddings has that name. Rename the task.")
-        if not any(parameter.requires_grad for parameter in model.backbone.parameters()):
-            logger.warning("preserve_embeddings=%s has no effect while the encoder is frozen.", self.weight)
 
     def with_originals(self, dataset: Any, collator: Any, checkpoint: str | None) -> Any:
         """Returns the training data with the embeddings by the encoder as it is now; with weight 0 as it is.

@@ -205,19 +205,19 @@ def with_teachers(
             "it: `tokenize_splits(..., keep_text=True)`."
         )
     orders = [_common_tasks(tasks, teacher) for teacher in teachers]  # Told before anything is computed.
+    for name in {name for order in orders for name in order}:
+        if teacher_column(name) in dataset.column_names:
+            raise ValueError(
+                f"Task {name!r} has a teacher's column in a source and a model as a teacher. Leave out "
+                f"`teachers.{name}` in the source, or the task in the teacher."
+            )
     said: dict[str, list[npt.NDArray[np.float32]]] = {}
     for teacher, order in zip(teachers, orders, strict=True):
         answers = ask(teacher, dataset, batch_size=batch_size)
         for name, places in order.items():
             said.setdefault(name, []).append(answers[name][:, places])  # (N, C)
     for name, answers_of_all in said.items():
-        column = teacher_column(name)
-        if column in dataset.column_names:
-            raise ValueError(
-                f"Task {name!r} has a teacher's column in a source and a model as a teacher. Leave out "
-                f"`teachers.{name}` in the source, or the task in the teacher."
-            )
-        dataset = dataset.add_column(column, as_teacher_column(np.mean(answers_of_all, axis=0)))
+        dataset = dataset.add_column(teacher_column(name), as_teacher_column(np.mean(answers_of_all, axis=0)))
     return dataset
 
 

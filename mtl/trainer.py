@@ -28,7 +28,7 @@ from mtl.rejection import fit_rejection, tasks_that_reject, with_thresholds
 from mtl.sharded import check_sharding, is_sharding_asked_for
 from mtl.smoothing import label_smoothing
 from mtl.task_losses import TaskLossMeans
-from mtl.trainer_checks import check_arguments, check_prefix, warn_of_no_effect
+from mtl.trainer_checks import check_arguments, check_prefix, check_train_columns, warn_of_no_effect
 from mtl.trainer_data import DataTrainer
 from mtl.trainer_state import EarlyStopping
 from mtl.weighting import make_weighting
@@ -137,14 +137,15 @@ class MTLTrainer(DataTrainer):
         """Trains; arguments as in `Trainer.train`, where `True` resumes from the last complete checkpoint.
 
         Raises:
-            ValueError: If every parameter is frozen, there is no complete checkpoint to resume from, or it is of a run
-                with other tasks, or that trained something else.
+            ValueError: If every parameter is frozen, no task has a column in the training rows, there is no complete
+                checkpoint to resume from, or it is of a run with other tasks, or that trained something else.
         """
         if self.freezing.num_trainable == 0:
             raise ValueError(
                 f"freeze={self.freezing.setting!r} leaves no parameter to train. Call `evaluate` or `predict` "
                 "instead, or choose a setting that lets something learn, such as 'backbone'."
             )
+        check_train_columns(self.model, self.args, self.train_dataset)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:

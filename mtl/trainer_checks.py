@@ -16,6 +16,7 @@ from mtl.labels import count_labelled, label_column
 from mtl.metrics import METRICS
 from mtl.optimization import learning_rates
 from mtl.rejection import THRESHOLD_METRICS
+from mtl.teacher_columns import teacher_column
 from mtl.weighting import WEIGHTINGS
 
 logger = logging.getLogger(__name__)
@@ -116,17 +117,54 @@ def _measured(task: TaskConfig, rows: Any) -> list[str]:
 
 
 def warn_of_no_effect(model: MTLModel, args: MTLTrainingArguments) -> None:
-    """Tells which tasks would train the encoder alone while it is frozen, and so learn nothing.
+    """Tells which tasks and losses are of the encoder alone while it is frozen, and so learn nothing.
 
     Args:
         model: The model, frozen as it trains.
         args: The settings.
     """
+    if encoder_learns(model, args) or not any(parameter.requires_grad for parameter in model.parameters()):
+        return
     names = [task.name for task in model.config.tasks if not task.has_head]
-    if names and not encoder_learns(model, args) and any(parameter.requires_grad for parameter in model.parameters()):
+    if names:
         logger.warning(
             "The tasks %s have no head, and the encoder is frozen: they are measured, but learn nothing.", names
         )
+    if args.preserve_embeddings:
+        logger.warning("preserve_embeddings=%s has no effect while the encoder is frozen.", args.preserve_embeddings)
+
+
+def check_train_columns(model: MTLModel, args: MTLTrainingArguments, dataset: Any) -> None:
+    """Refuses training rows without a column of any task, and tells which tasks or settings learn from none.
+
+    Args:
+        model: The model, frozen as it trains.
+        args: The settings.
+        dataset: The training rows.
+
+    Raises:
+        ValueError: If no task has a column of labels or of a teacher.
+    """
+    if not isinstance(dataset, Dataset):
+        return
+    wanted = {task.name: (label_column(task.name), teacher_column(task.name)) for task in model.config.tasks}
+    without = [name for name, columns in wanted.items() if not set(columns) & set(dataset.column_names)]
+    found = f"The training rows have no column {label_column('<task>')!r} or {teacher_column('<task>')!r}"
+    if len(without) == len(wanted):
+        raise ValueError(
+            f"{found} of any task of {without} (found {dataset.column_names}), so nothing would be learned. "
+            "`mtl.data.load_sources` makes them; rename yours, or name the tasks alike."
+        )
+    kept = [name for name, head in model.heads.items() if not any(p.requires_grad for p in head.parameters())]
+    if silent := [name for name in without if name not in kept]:
+        logger.warning("%s of the tasks %s (found %s): they learn nothing.", found, silent, dataset.column_names)
+    given = args.teacher_annealing or args.distillation_temperature != 1.0 or args.gold_share != 0.5
+    if given and not any(teacher in dataset.column_names for _, teacher in wanted.values()):
+        logger.warning(
+            "teacher_annealing=%s, distillation_temperature=%s and gold_share=%s have no effect: no task has a "
+            "teacher. Give one by `teacher`, or by `teachers` of a source.",
+            args.teacher_annealing, args.distillation_temperature, args.gold_share,
+        )  # fmt: skip
 
 
 def encoder_learns(model: MTLModel, args: MTLTrainingArguments) -> bool:

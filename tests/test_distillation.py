@@ -312,6 +312,17 @@ def test_evaluation_is_that_without_teachers(tiny_model: MakeModel, toy_splits: 
     assert found[0] == found[1]
 
 
+def test_settings_that_have_no_effect_without_a_teacher(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    splits, tasks = toy_splits
+    args = training_args(tmp_path, max_steps=1, distillation_temperature=2.0)
+    for rows in (taught_rows(splits, tasks), splits):
+        assert "no effect" not in caplog.text
+        MTLTrainer(tiny_model(tasks=tasks), args, train_dataset=rows["train"]).train()
+    assert "distillation_temperature=2.0 and gold_share=0.5 have no effect: no task has a teacher" in caplog.text
+
+
 @pytest.mark.parametrize("weighting", ["fixed", "uncertainty"])
 def test_resuming_amid_annealing_equals_the_unbroken_run(
     weighting: str, make_model: MakeModel, toy_splits: Splits, tmp_path: Path

@@ -289,3 +289,10 @@ def test_class_label_column_whose_ids_have_no_name(tmp_path: Path) -> None:
     pyarrow.parquet.write_table(table.replace_schema_metadata(features.arrow_schema.metadata), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match="is a ClassLabel with 2 names, but its ids go from 0 to 2"):
         load_column(tmp_path / "a.parquet", TOPIC)
+
+
+def test_list_of_class_labels_where_one_is_meant(tmp_path: Path) -> None:
+    features = Features({"text": Value("string"), "topic": List(ClassLabel(names=["x", "y"]))})
+    Dataset.from_dict({"text": ["a"], "topic": [[0, 1]]}, features=features).to_parquet(str(tmp_path / "a.parquet"))
+    with pytest.raises(ValueError, match=r"column 'topic' .* is list<.*>, but a label is a string, an integer"):
+        load_column(tmp_path / "a.parquet", TOPIC)

@@ -151,6 +151,9 @@ def test_what_cannot_be_preserved(
         _trainer(model, splits, tmp_path / "out")
     _trainer(make_model(), splits, tmp_path / "out", freeze="backbone")
     assert "preserve_embeddings=1.0 has no effect while the encoder is frozen" in caplog.text
+    caplog.clear()
+    _trainer(make_model(), splits, tmp_path / "out", freeze_schedule={"0": "backbone", "1": "none"})
+    assert "no effect" not in caplog.text  # It learns later.
     trainer = _trainer(make_model(), splits, tmp_path / "out")
     trainer.train_dataset = [splits["train"][0]]
     with pytest.raises(ValueError, match="needs training rows as a `datasets.Dataset`, found list"):

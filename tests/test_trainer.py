@@ -313,3 +313,22 @@ def test_bf16_of_a_processor_needs_no_word_of_the_cpu(monkeypatch: pytest.Monkey
         assert args.precision_in_use == "bf16 autocast"
         assert args.use_cpu
     assert not MTLTrainingArguments(str(tmp_path), precision="fp32").use_cpu
+
+
+def test_training_rows_without_a_column_of_a_task(
+    tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Columns under other names would be no labels: the loss would be 0, and nothing said."""
+    splits, tasks = toy_splits
+    rows = splits["train"]
+    own = rows.rename_columns({f"label_{task.name}": task.name for task in tasks})
+    trainer = MTLTrainer(tiny_model(tasks=tasks), training_args(tmp_path, max_steps=1), train_dataset=own)
+    with pytest.raises(ValueError, match=r"no column 'label_<task>' or 'teacher_<task>' of any task of \['topic', .*"):
+        trainer.train()
+    trainer.train_dataset = rows.remove_columns("label_valence")
+    trainer.train()
+    assert "of the tasks ['valence'] (found [" in caplog.text and "they learn nothing" in caplog.text
+    caplog.clear()
+    args = training_args(tmp_path, max_steps=1, freeze="heads:valence")
+    MTLTrainer(tiny_model(tasks=tasks), args, train_dataset=trainer.train_dataset).train()
+    assert "learn nothing" not in caplog.text  # That is how a task is kept.
