@@ -256,9 +256,7 @@ def tiny_model(
     def make_model(
         model_type: str = "bert", *, tasks: Sequence[TaskConfig] | None = None, **settings: Any
     ) -> MTLModel:
-        backbone = tiny_backbone(model_type)
-        settings["attn_implementation"] = backbone.config._attn_implementation
-        config = MTLConfig(text_config=backbone.config, tasks=list(tasks or default_tasks), **settings)
+        config = MTLConfig(text_config=tiny_backbone(model_type).config, tasks=list(tasks or default_tasks), **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = MTLModel(config)
