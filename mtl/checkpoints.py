@@ -165,8 +165,8 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
         present = [key for key in later if key in settings]
         pairs.append(({key: settings[key] for key in present}, {key: now[key] for key in present}))
         if _place_of_heads(settings) != _place_of_heads(now):
-            keys = ("head_learning_rate", "learning_rate")
-            pairs.append(({key: settings.get(key) for key in keys}, {key: now[key] for key in keys}))
+            rates = ("head_learning_rate", "learning_rate")
+            pairs.append(({key: settings.get(key) for key in rates}, {key: now[key] for key in rates}))
     for before, after in pairs:
         changed = [key for key in before if before[key] != after[key]]
         if changed:
