@@ -94,7 +94,10 @@ class MTLConfig(PreTrainedConfig):
         self.tasks = [as_task(task) for task in self.tasks]
         if isinstance(self.text_config, Mapping) and "AutoConfig" in (self.text_config.get("auto_map") or ()):
             self.text_config = _untrusted(self.text_config)
-        super().__post_init__(**kwargs)
+        # The base class gives the nested configuration our attention, and so would take away that of a live encoder
+        # whose configuration it is, mask and all: padding would change what the encoder says.
+        in_use = getattr(self.text_config, "_attn_implementation", None)
+        super().__post_init__(**{"attn_implementation": in_use, **kwargs})
         if not self.text_config.is_remote_code():
             # A repository may offer code for an architecture that transformers has too; none of it was used.
             vars(self.text_config).pop("auto_map", None)

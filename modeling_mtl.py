@@ -147,8 +147,6 @@ class MTLModel(SharingMixin, InferenceMixin):
             **_without_pooler(text_config),
             **hub,
         )
-        # A config that does not name the attention in use would reset it in the live backbone, and its outputs.
-        settings["attn_implementation"] = backbone.config._attn_implementation
         config = MTLConfig(text_config=backbone.config, tasks=list(tasks), **settings)
         model = cls(config, backbone=backbone)
         model.tokenizer = AutoTokenizer.from_pretrained(name_or_path, config=text_config, **hub)

@@ -111,6 +111,8 @@ def _task_row(task: TaskConfig) -> str:
     shown = ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "") if names else task.num_labels
     if task.rejection_threshold is not None:
         shown = f"{shown}; `{task.out_of_scope_label}` below {task.rejection_score} {task.rejection_threshold:.4f}"
+    # A label may be any text, but a cell of a table is one line, and ends at a bar.
+    shown = " ".join(str(shown).split()).replace("|", "\\|")
     return f"| `{task.name}` | {task.problem_type} | {shown} | {task.weight} |"
 
 

@@ -31,6 +31,8 @@ NUM_TRAIN_ROWS = "num_train_rows"
 
 # Settings of a task that say what is learned from its labels; a checkpoint of before they were has none.
 _LOSS_KEYS = ("label_smoothing", "loss", "temperature", "margin", "symmetric")
+# Settings that an optimizer's saved state holds too, and brings back.
+_OF_OPTIMIZER = ("learning_rate", "head_learning_rate", "weight_decay", "adam_beta1", "adam_beta2", "adam_epsilon")
 _CHECKPOINT = re.compile(r"checkpoint-(\d+)")
 
 
@@ -162,6 +164,9 @@ def check_same_run(checkpoint: str | os.PathLike[str], config: MTLConfig, args: 
         later = ("mixture", "homogeneous_batches", "distillation_temperature", "teacher_annealing", "gold_share")
         present = [key for key in later if key in settings]
         pairs.append(({key: settings[key] for key in present}, {key: now[key] for key in present}))
+        if _place_of_heads(settings) != _place_of_heads(now):
+            rates = ("head_learning_rate", "learning_rate")
+            pairs.append(({key: settings.get(key) for key in rates}, {key: now[key] for key in rates}))
     for before, after in pairs:
         changed = [key for key in before if before[key] != after[key]]
         if changed:
@@ -184,7 +189,7 @@ def warn_of_changes(
     settings = _read_json(Path(checkpoint) / TRAINING_ARGS_JSON)
     now = {**json.loads(args.to_json_string()), NUM_TRAIN_ROWS: num_train_rows}
     if settings is not None:
-        for key in ("learning_rate", "head_learning_rate"):
+        for key in _OF_OPTIMIZER:
             if settings.get(key) != now.get(key):
                 logger.warning("%s stays %s, as in %s.", key, settings.get(key), checkpoint)
         for key in (
@@ -209,6 +214,15 @@ def _warn_of_another_order(checkpoint: str | os.PathLike[str], args: MTLTraining
             "others not. With `mixture: proportional` group_by_length resumes exactly.",
             int(epoch) + 1,
         )
+
+
+def _place_of_heads(settings: Mapping[str, Any]) -> str | float:
+    """Returns what decides where the groups of the heads stand in an optimizer: its states go by position."""
+    rate, head = settings["learning_rate"], settings.get("head_learning_rate")
+    if head in (None, rate):
+        return "with the encoder"
+    is_apart = settings.get("layer_decay") is None or head > rate
+    return "apart" if is_apart else head / rate  # Else among the layers.
 
 
 def head_meaning(task: Mapping[str, Any]) -> dict[str, Any]:

@@ -140,12 +140,12 @@ class EmbeddingCache:
         self._key: tuple[Any, str] | None = None
 
     def rows(self, dataset: Any) -> EmbeddedRows | None:
-        """Returns the rows of a data set with their embeddings in place of tokens; None if it holds no tokens.
+        """Returns the rows of a data set with their embeddings in place of tokens; None if it has no rows or tokens.
 
         Args:
             dataset: A `datasets.Dataset` with `input_ids` that are not padded, and label columns.
         """
-        if not isinstance(dataset, Dataset) or "input_ids" not in dataset.column_names:
+        if not isinstance(dataset, Dataset) or "input_ids" not in dataset.column_names or not len(dataset):
             return None
         model_key = self._model_key()
         known = self._known.get(dataset)

@@ -21,8 +21,12 @@ from modeling_mtl import MTLModel
 
 logger = logging.getLogger(__name__)
 
-# What may stand between the word embeddings and the first layer: ELECTRA projects, ALBERT maps inside its encoder.
-_BELOW_THE_LAYERS = ("embeddings", "embeddings_project", "embed_tokens")
+# The word embeddings, and what may stand between them and the first layer: ELECTRA projects, ALBERT maps inside its
+# encoder, BLOOM normalises, GPT-2 has positions beside the words.
+_BELOW_THE_LAYERS = (
+    "embeddings", "embeddings_project", "embed_tokens", "embed_in", "word_embeddings", "word_embeddings_layernorm",
+    "wte", "wpe",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -113,15 +117,14 @@ def _frozen_modules(model: MTLModel, part: str, setting: str) -> tuple[str, ...]
 
 
 def _lower_modules(backbone: PreTrainedModel, count: int, setting: str) -> tuple[str, ...]:
-    name, layers = find_layers(backbone, f"freeze={setting!r}", "Use 'backbone' or 'none'.")
+    name, layers, below = find_layers(backbone, f"freeze={setting!r}", "Use 'backbone' or 'none'.")
     if count > len(layers):
         raise ValueError(f"freeze={setting!r}: backbone {type(backbone).__name__} has only {len(layers)} layers.")
-    below = below_the_layers(backbone)
     return tuple(f"backbone.{lower}" for lower in [*below, *(f"{name}.{index}" for index in range(count))])
 
 
-def find_layers(backbone: PreTrainedModel, setting: str, fix: str) -> tuple[str, nn.ModuleList]:
-    """Returns the name and the list of an encoder's layers, lowest first.
+def find_layers(backbone: PreTrainedModel, setting: str, fix: str) -> tuple[str, nn.ModuleList, list[str]]:
+    """Returns the name and the list of an encoder's layers, lowest first, and the names of the modules below them.
 
     Args:
         backbone: The encoder.
@@ -129,18 +132,19 @@ def find_layers(backbone: PreTrainedModel, setting: str, fix: str) -> tuple[str,
         fix: What to do without them, for the message.
 
     Raises:
-        ValueError: If the encoder has no list of layers with weights of their own.
+        ValueError: If the encoder has no list of layers with weights of their own, or the module of its word
+            embeddings is of a name that is not known.
     """
-    count = backbone.config.num_hidden_layers
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return name, module
-    raise ValueError(
-        f"{setting}: backbone {type(backbone).__name__} has no list of {count} layers (its layers may share weights). "
-        f"{fix}"
-    )
-
-
-def below_the_layers(backbone: PreTrainedModel) -> list[str]:
-    """Returns the names of an encoder's modules between the token ids and its lowest layer."""
-    return [name for name, _ in backbone.named_children() if name in _BELOW_THE_LAYERS]
+    count, kind = backbone.config.num_hidden_layers, type(backbone).__name__
+    lists = {name: module for name, module in backbone.named_modules() if isinstance(module, nn.ModuleList)}
+    names = [name for name, module in lists.items() if len(module) == count]
+    siblings = {name for name in names if name.rpartition(".")[0] == names[0].rpartition(".")[0]}
+    if len(siblings) != 1:
+        raise ValueError(
+            f"{setting}: backbone {kind} has no list of {count} layers (its layers may share weights, or be spread "
+            f"over several lists). {fix}"
+        )
+    below = [child for child, _ in backbone.named_children() if child in _BELOW_THE_LAYERS]
+    if not below:
+        raise ValueError(f"{setting}: the word embeddings of backbone {kind} are not where they are looked for. {fix}")
+    return names[0], lists[names[0]], below

@@ -7,7 +7,7 @@ from torch import nn
 
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
-from mtl.freezing import below_the_layers, find_layers
+from mtl.freezing import find_layers
 
 
 def head_rate(args: MTLTrainingArguments) -> float:
@@ -40,9 +40,9 @@ def learning_rates(model: MTLModel, args: MTLTrainingArguments) -> dict[str, flo
 
 def _layer_factors(model: MTLModel, decay: float) -> dict[str, float]:
     """Returns what multiplies the rate of the parameters whose names begin with a prefix."""
-    name, layers = find_layers(model.backbone, f"layer_decay={decay}", "Leave layer_decay out.")
+    name, layers, below = find_layers(model.backbone, f"layer_decay={decay}", "Leave layer_decay out.")
     factors = {f"backbone.{name}.{index}.": decay ** (len(layers) - 1 - index) for index in range(len(layers))}
-    return factors | {f"backbone.{below}.": decay ** len(layers) for below in below_the_layers(model.backbone)}
+    return factors | {f"backbone.{module}.": decay ** len(layers) for module in below}
 
 
 def set_learning_rates(

@@ -73,6 +73,11 @@ _OWN_SETTINGS: dict[str, dict[str, Any]] = {
     "modernbert": {"local_attention": 16, "global_attn_every_n_layers": 2},
     "distilbert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64, "max_position_embeddings": 128},
     "nomic_bert": {},
+    "gpt2": {},
+    "gpt_neox": {},
+    "bloom": {},
+    "opt": {"word_embed_proj_dim": 32},
+    "xlm": {"emb_dim": 32, "n_layers": 2, "n_heads": 2},
     "t5": {"d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2},
 }
 
@@ -256,9 +261,8 @@ def tiny_model(
     def make_model(
         model_type: str = "bert", *, tasks: Sequence[TaskConfig] | None = None, **settings: Any
     ) -> MTLModel:
-        backbone = tiny_backbone(model_type)
-        settings["attn_implementation"] = backbone.config._attn_implementation
-        config = MTLConfig(text_config=backbone.config, tasks=list(tasks or default_tasks), **settings)
+        text_config = tiny_backbone(model_type).config
+        config = MTLConfig(text_config=text_config, tasks=list(tasks or default_tasks), **settings)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
             model = MTLModel(config)

@@ -39,12 +39,23 @@ def test_equals_the_plain_encoder(
 
 
 def test_asked_attention_is_used_and_kept(make_model: MakeModel, inputs: BatchEncoding) -> None:
-    # A config that does not name the attention in use would reset that of the live encoder.
     model = make_model(attn_implementation="eager")
     assert model.config._attn_implementation == "eager"
     assert model.backbone.config._attn_implementation == "eager"
     assert model(**inputs, output_attentions=True).attentions is not None
     assert make_model().backbone.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("attention", ["eager", "sdpa"])
+def test_a_live_encoder_keeps_its_attention(
+    attention: str, tiny_backbone: MakeBackbone, tasks: tuple[TaskConfig, ...], inputs: BatchEncoding
+) -> None:
+    # Without any the mask is not made, and padding changes the states of the tokens.
+    encoder = tiny_backbone(attn_implementation=attention)
+    expected = encoder(**inputs).last_hidden_state
+    model = MTLModel(MTLConfig(text_config=encoder.config, tasks=list(tasks)), backbone=encoder).eval()
+    assert encoder.config._attn_implementation == attention
+    assert same(model(**inputs).last_hidden_state, expected)
 
 
 @pytest.mark.parametrize("model_type", ARCHITECTURES)

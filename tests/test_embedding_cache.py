@@ -267,6 +267,17 @@ def test_evaluation_alone_reads_embeddings(tiny_model: MakeModel, toy_splits: Sp
     assert scores == pytest.approx([scores[0]] * 4, rel=1e-5)
 
 
+def test_no_rows_are_as_without_the_cache(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    splits["validation"] = splits["validation"].select([])
+    found = []
+    for setting in ("auto", "false"):
+        trainer = make_trainer(tiny_model(tasks=tasks), splits, tmp_path, cache_embeddings=setting)
+        trainer.train()
+        found.append(sorted(trainer.evaluate()))
+    assert found[0] == found[1]
+
+
 def test_threads_are_given_back(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
     threads = torch.get_num_threads()
     trainer = make_trainer(tiny_model(tasks=toy_splits[1]), toy_splits[0], tmp_path)

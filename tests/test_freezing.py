@@ -100,7 +100,8 @@ def test_all_refuses_to_train_but_evaluates(tiny_model: MakeModel, toy_splits: S
 
 
 @pytest.mark.parametrize(
-    "model_type", ["bert", "distilbert", "modernbert", "roberta", "mpnet", "deberta-v2", "electra"]
+    "model_type",
+    ["bert", "distilbert", "modernbert", "roberta", "mpnet", "deberta-v2", "electra", "gpt2", "gpt_neox", "bloom"],
 )
 def test_lower_layers_of_every_backbone(model_type: str, tiny_model: MakeModel) -> None:
     model = tiny_model(model_type)
@@ -109,7 +110,7 @@ def test_lower_layers_of_every_backbone(model_type: str, tiny_model: MakeModel) 
     layers = {
         name: module
         for name, module in model.named_modules()
-        if name.endswith(("layer.0", "layers.0", "layer.1", "layers.1"))
+        if name.endswith(("layer.0", "layers.0", "layer.1", "layers.1", "h.0", "h.1"))
     }
     lowest = [module for name, module in layers.items() if name.endswith("0")]
     upper = [module for name, module in layers.items() if name.endswith("1")]
@@ -136,9 +137,17 @@ def test_illegal_settings(setting: str, message: str, tiny_model: MakeModel) -> 
         apply_freezing(tiny_model(), setting)
 
 
-def test_layers_that_share_weights_are_refused(tiny_model: MakeModel) -> None:
+def test_layers_that_cannot_be_told_apart_are_refused(tiny_model: MakeModel) -> None:
     with pytest.raises(ValueError, match="AlbertModel has no list of 2 layers"):
         apply_freezing(tiny_model("albert"), "lower_layers:1")
+    # Attention, norms and feed-forward of XLM are a list each: freezing one of them would leave half a layer to learn.
+    with pytest.raises(ValueError, match="XLMModel has no list of 2 layers .*spread over several lists"):
+        apply_freezing(tiny_model("xlm"), "lower_layers:1")
+
+
+def test_word_embeddings_of_an_unknown_place_are_refused(tiny_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="freeze='lower_layers:1': the word embeddings of backbone OPTModel are not"):
+        apply_freezing(tiny_model("opt"), "lower_layers:1")
 
 
 def _graph_of(model: MTLModel, setting: str, splits: DatasetDict, folder: Path, **settings: Any) -> dict[str, Any]:

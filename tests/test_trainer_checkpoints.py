@@ -137,6 +137,8 @@ def test_checkpoint_of_another_model_is_refused(tiny_model: MakeModel, toy_split
         ({}, {"freeze": "heads:sentiment"}, "its freeze is heads:topic, that of this run heads:sentiment"),
         ({}, {"weighting": "uncertainty"}, "its weighting is fixed"),
         ({}, {"optim": "sgd"}, "its optim is"),
+        # Groups of the optimizer of their own, which its saved state has not.
+        ({}, {"head_learning_rate": 2e-2}, "its head_learning_rate is None, that of this run 0.02"),
     ],
 )
 def test_checkpoint_of_another_run_is_refused(
@@ -227,6 +229,37 @@ def test_other_count_of_rows_is_told_when_a_run_goes_on(
         is_first = not (tmp_path / "checkpoint-1").exists()
         trainer.train(resume_from_checkpoint=None if is_first else str(tmp_path / "checkpoint-1"))
         assert ("num_train_rows is 64 in" in caplog.text and "and now 63: the rows of an epoch" in caplog.text) == told
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "is_taken"), [(3e-2, 2e-2, True), (3e-2, 7e-3, False), (7e-3, 3e-3, False)]
+)
+def test_rates_stay_and_are_told_to(
+    before: float,
+    after: float,
+    is_taken: bool,
+    tiny_model: MakeModel,
+    toy_splits: Splits,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    # The layers have the rates 1e-2, 5e-3 and 2.5e-3: the heads' group stands before, between or after theirs.
+    splits, tasks = toy_splits
+    common = {"max_steps": 2, "save_strategy": "steps", "save_steps": 1, "layer_decay": 0.5}
+    trainers = []
+    for settings in ({"head_learning_rate": before}, {"head_learning_rate": after, "weight_decay": 0.3}):
+        args = training_args(tmp_path, **common, **settings)
+        trainers.append(MTLTrainer(tiny_model(tasks=tasks), args, train_dataset=splits["train"]))
+    trainers[0].train()
+    if not is_taken:
+        with pytest.raises(ValueError, match=f"its head_learning_rate is {before}, that of this run {after}"):
+            trainers[1].train(str(tmp_path / "checkpoint-1"))
+        return
+    trainers[1].train(str(tmp_path / "checkpoint-1"))
+    for name in ("head_learning_rate stays 0.03", "weight_decay stays 0.0"):
+        assert name in caplog.text
+    for first, second in zip(*(trainer.model.parameters() for trainer in trainers), strict=True):
+        assert torch.equal(first, second)
 
 
 def test_saved_folder_holds_no_pickle(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
