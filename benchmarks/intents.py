@@ -22,6 +22,8 @@ from seeds import ROOT, add_options, measure
 SETTINGS = "configs/intents.yaml"
 TASKS = ("clinc", "hwu", "banking")
 """What tries are compared by: the intents."""
+NOT_SHOWN = ("sources",)
+"""Where the labels of the tasks come from: the tasks tell what a try learned."""
 COLUMNS = tuple((name, "accuracy") for name in (*TASKS, "clinc_domain", "hwu_scenario"))
 
 
@@ -59,7 +61,8 @@ def _row(report: dict[str, Any], current: dict[str, Any]) -> tuple[float, str]:
     runs = list(report["runs"].values())
     validation, losses = _means(runs, "validation", "accuracy"), _means(runs, "validation", "loss")
     tried = report["settings"]["config"] | _settings_of(report["settings"]["overrides"])
-    others = [f"`{key}: {_cell(tried[key])}`" for key in tried if tried[key] != current.get(key)]
+    different = [key for key in tried if tried[key] != current.get(key) and key not in NOT_SHOWN]
+    others = [f"`{key}: {_cell(tried[key], current.get(key))}`" for key in different]
     others += [f"no `{key}`" for key in current if key not in tried]
     figures = [*validation, _mean_of_all(losses), *_means(runs, "test", "accuracy")]
     cells = " | ".join("-" if value is None else f"{value:.4f}" for value in figures)
@@ -85,7 +88,8 @@ def _settings_of(arguments: Sequence[str]) -> dict[str, Any]:
             values = settings[word.removeprefix("--")] = []
         else:
             values.append(word)
-    return {key: _read(values[0]) if len(values) == 1 else values for key, values in settings.items()}
+    read = {key: [_read(value) for value in values] for key, values in settings.items()}
+    return {key: values[0] if len(values) == 1 else values for key, values in read.items()}
 
 
 def _read(word: str) -> Any:
@@ -97,7 +101,11 @@ def _read(word: str) -> Any:
     return int(number) if number.is_integer() else number
 
 
-def _cell(value: Any) -> str:
+def _cell(value: Any, current: Any) -> str:
+    if isinstance(value, list) and isinstance(current, list):
+        more = [item for item in value if item not in current]
+        if len(more) == len(value) - len(current):  # Nothing is missing.
+            return "... " + json.dumps(more)
     return json.dumps(value) if isinstance(value, (list, dict)) else str(value)
 
 

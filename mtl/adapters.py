@@ -87,6 +87,8 @@ def _check_fits(config: "PeftConfig") -> None:
         )
     if kind in ("ADALORA", "XLORA"):
         raise ValueError(f"peft_type {kind} needs calls of its own in every step, which are not made. Use LORA.")
+    if kind == "VBLORA":
+        raise ValueError(f"peft_type {kind} cannot be loaded as it was saved. Use LORA.")
     init = getattr(config, "init_lora_weights", True)
     if init not in _PLAIN_INITS:
         raise ValueError(

@@ -135,6 +135,8 @@ def check_rejection_data(tasks: Sequence[TaskConfig], dataset: Any, acceptance: 
                 f"{where} is fitted on validation, and there is none. Add a split, or give `rejection_threshold` of "
                 "the task."
             )
+        if isinstance(dataset, Mapping):
+            raise ValueError(f"{where} is fitted on one data set, found several: {list(dataset)}. Give one of them.")
         labels = np.asarray(dataset[label_column(task.name)][:])  # (N,)
         if not (labels >= 0).any():
             raise ValueError(f"{where} cannot be fitted: validation has no row of any class. Add some.")

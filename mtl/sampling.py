@@ -78,7 +78,7 @@ def share_out(sizes: Sequence[int], alpha: float, total: int) -> list[int]:
     Returns:
         A whole number for each source; their sum is `total`.
     """
-    weights = np.asarray(sizes, dtype=np.float64) ** alpha  # (sources,)
+    weights = (np.asarray(sizes) / max(sizes)) ** alpha  # (sources,); a large alpha would overflow with the sizes.
     exact = total * weights / weights.sum()  # (sources,)
     quotas = np.floor(exact).astype(np.int64)
     # Rounded, so that float noise does not decide between equal remainders.

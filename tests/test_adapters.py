@@ -164,6 +164,7 @@ def test_adapter_of_another_model_is_refused(
         ({"peft_type": "LORA", "rank": 4}, "does not fit LoraConfig: .*unexpected keyword argument 'rank'"),
         ({"peft_type": "PROMPT_TUNING", "num_virtual_tokens": 2}, "PROMPT_TUNING puts tokens into the input"),
         ({"peft_type": "ADALORA", "total_step": 9}, "ADALORA needs calls of its own in every step"),
+        ({"peft_type": "VBLORA", "num_vectors": 8}, "VBLORA cannot be loaded as it was saved"),
         ({"peft_type": "LORA", "init_lora_weights": "olora"}, "init_lora_weights='olora' changes the encoder's own"),
         ({"peft_type": "LORA", "layer_replication": [[0, 2]]}, "layer_replication changes the encoder's layers"),
     ],

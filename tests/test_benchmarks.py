@@ -204,7 +204,8 @@ def test_tries_are_compared_by_validation(tmp_path: Path) -> None:
 
     config = settings_that_count(ROOT / INTENTS["SETTINGS"])
     earlier = {key: value for key, value in config.items() if key != "average_weights"} | {"weight_decay": 0.5}
-    overrides = ["--num_train_epochs", "2e1", "--teacher", "a", "b"]
+    tasks_and_one = [*map(json.dumps, config["tasks"]), '{"name": "space"}']
+    overrides = ["--num_train_epochs", "2e1", "--teacher", "a", "b", "--tasks", *tasks_and_one]
     base = {"settings": {"config": config, "overrides": []}, "runs": runs((0.5, 0.9), (0.7, 0.8))}
     longer = {"settings": {"config": earlier, "overrides": overrides}, "runs": runs((0.7, 0.6))}
     whole = {"settings": {"config": config, "overrides": ["--validation_fraction", "0"]}, "runs": runs((0.9, 0.9))}
@@ -218,6 +219,7 @@ def test_tries_are_compared_by_validation(tmp_path: Path) -> None:
     INTENTS["main"](["--output", str(tmp_path / "intents.json"), "--compare", str(document)])
     lines = document.read_text().splitlines()
     others = '`num_train_epochs: 20`, `weight_decay: 0.5`, `teacher: ["a", "b"]`, no `average_weights`'
+    others = '`tasks: ... [{"name": "space"}]`, ' + others
     assert lines[4] == f"| {others} | 1 | 0.7000 | 0.7000 | 0.7000 | 0.3500 | 0.6000 | 0.6000 | 0.6000 |"
     assert lines[5] == "| none | 2 | 0.6000 | 0.6000 | 0.6000 | 0.3000 | 0.8500 | 0.8500 | 0.8500 |"
     whole_cells = "0.9000 | 0.9000 | - | - | 0.9000 | 0.9000 | 0.9000 |"  # It cannot be compared, so it comes last.

@@ -343,6 +343,12 @@ def test_data_that_no_threshold_can_be_fitted_on(
         check_rejection_data([INTENT], dataset, acceptance)
 
 
+def test_several_evaluation_sets_are_refused() -> None:
+    sets = {"own": Dataset.from_dict({"label_intent": [0, -1]})}
+    with pytest.raises(ValueError, match=r"is fitted on one data set, found several: \['own'\]. Give one of them"):
+        check_rejection_data([INTENT], sets, None)
+
+
 def test_acceptance_without_a_task_is_refused() -> None:
     with pytest.raises(ValueError, match="rejection_acceptance=0.9 has no effect: no threshold is fitted"):
         check_rejection_data([], None, 0.9)

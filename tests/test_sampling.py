@@ -48,6 +48,7 @@ def counts_by_source(plan: SamplingPlan, rows: Sequence[int]) -> dict[str, list[
         # As 8 : 4 : 2, of 14: 48, 24, 12.
         ("temperature:2", [48, 24, 12]),
         ("temperature:1", [64, 16, 4]),
+        ("temperature:0.001", [84, 0, 0]),
         ("balanced", [28, 28, 28]),
     ],
 )
