@@ -41,7 +41,7 @@ class GradientBalance:
         self, model: MTLModel, args: MTLTrainingArguments, weighting: LossWeighting, accelerator: Accelerator
     ) -> None:
         self.aggregation = None if args.aggregation == "none" else Aggregation(args.aggregation, seed=args.seed)
-        self._conflict_steps = args.conflict_steps
+        self.conflict_steps = args.conflict_steps
         self._device_type = args.device.type
         self._logs: dict[str, float] = {}
         if self.aggregation is not None:
@@ -61,7 +61,7 @@ class GradientBalance:
             _tell_frozen(args)
 
     def _is_due(self, step: int) -> bool:
-        return self._conflict_steps is not None and (step + 1) % self._conflict_steps == 0
+        return self.conflict_steps is not None and (step + 1) % self.conflict_steps == 0
 
     def add(self, terms: Mapping[str, Tensor], num_items: Mapping[str, Tensor], step: int) -> None:
         """Takes in what each task adds to the loss of a micro-batch; see [`TaskGradients.add`].
@@ -110,6 +110,14 @@ class ConflictCallback(TrainerCallback):
     def __init__(self, balance: GradientBalance, log: Callable[[dict[str, float]], None]) -> None:
         self.balance = balance
         self.log = log
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        """Tells if there is to be no measurement."""
+        steps = self.balance.conflict_steps
+        if steps is not None and steps > state.max_steps and state.is_world_process_zero:
+            logger.warning("conflict_steps=%s measures nothing in %s steps. Lower it.", steps, state.max_steps)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any

@@ -145,7 +145,8 @@ class MTLTrainer(DataTrainer):
                 f"freeze={self.freezing.setting!r} leaves no parameter to train. Call `evaluate` or `predict` "
                 "instead, or choose a setting that lets something learn, such as 'backbone'."
             )
-        check_train_columns(self.model, self.args, self.train_dataset)
+        if self.model is not None:  # A later trial of a search has none yet.
+            check_train_columns(self.model, self.args, self.train_dataset)
         if resume_from_checkpoint is True:
             resume_from_checkpoint = last_complete_checkpoint(str(self.args.output_dir))
             if resume_from_checkpoint is None:

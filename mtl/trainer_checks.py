@@ -18,6 +18,7 @@ from mtl.optimization import learning_rates
 from mtl.rejection import THRESHOLD_METRICS
 from mtl.teacher_columns import teacher_column
 from mtl.weighting import WEIGHTINGS
+from tasks_mtl import CONTRASTIVE, POSITIVE_PAIRS
 
 logger = logging.getLogger(__name__)
 
@@ -117,13 +118,22 @@ def _measured(task: TaskConfig, rows: Any) -> list[str]:
 
 
 def warn_of_no_effect(model: MTLModel, args: MTLTrainingArguments) -> None:
-    """Tells which tasks and losses are of the encoder alone while it is frozen, and so learn nothing.
+    """Tells which tasks and losses learn nothing: of the encoder alone while it is frozen, or of batches of one row.
 
     Args:
         model: The model, frozen as it trains.
         args: The settings.
     """
-    if encoder_learns(model, args) or not any(parameter.requires_grad for parameter in model.parameters()):
+    if encoder_learns(model, args):
+        among_rows = [task.name for task in model.config.tasks if task.problem_type in (POSITIVE_PAIRS, CONTRASTIVE)]
+        if among_rows and args.per_device_train_batch_size == 1:
+            logger.warning(
+                "The tasks %s compare the rows of a micro-batch, and per_device_train_batch_size=1 leaves none to "
+                "compare. Raise it, and lower gradient_accumulation_steps.",
+                among_rows,
+            )
+        return
+    if not any(parameter.requires_grad for parameter in model.parameters()):
         return
     names = [task.name for task in model.config.tasks if not task.has_head]
     if names:

@@ -125,6 +125,19 @@ def test_a_teacher_says_nothing_of_a_row_that_is_out_of_scope(
     assert counts["topic"].item() == 2
 
 
+def test_settings_that_leave_nothing_to_compare_or_measure_are_told(
+    run: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    tasks = [{"name": "topic"}, {"name": "near", "problem_type": "contrastive"}]
+    source = {"labels": {"topic": "topic", "near": "topic"}}
+    run(tasks, source, max_steps=2, per_device_train_batch_size=1, conflict_steps=3)
+    assert "The tasks ['near'] compare the rows of a micro-batch, and per_device_train_batch_size=1" in caplog.text
+    assert "conflict_steps=3 measures nothing in 2 steps" in caplog.text
+    caplog.clear()
+    run(tasks, source, max_steps=2, per_device_train_batch_size=2, conflict_steps=2)
+    assert "compare the rows" not in caplog.text and "measures nothing" not in caplog.text
+
+
 COMPARED = {"labels": {"topic": "topic", "scored": "valence"}, "compare_with": "partner"}
 SCORED = [{"name": "topic"}, {"name": "scored", "problem_type": "scored_pairs"}]
 
@@ -134,7 +147,7 @@ def test_tasks_without_a_head_are_told_what_a_frozen_encoder_means(run: Run, cap
     assert "The tasks ['scored'] have no head, and the encoder is frozen" in caplog.text
     caplog.clear()
     run(SCORED, COMPARED, freeze_schedule={0: "backbone", 1: "none"}, conflict_steps=1, max_steps=8)
-    assert "the encoder is frozen" not in caplog.text
+    assert "the encoder is frozen" not in caplog.text and "measures nothing" not in caplog.text
     assert "Task gradients on the shared encoder" in caplog.text
     with pytest.raises(ValueError, match="no task 'scored' with a head; those that have one are \\['topic'\\]"):
         run(SCORED, COMPARED, freeze="heads:scored")
