@@ -225,7 +225,7 @@ def test_data_that_is_refused(tmp_path: Path) -> None:
     trainer.train_dataset = _Stream()
     with pytest.raises(ValueError, match="is of type _Stream, without a length"):
         trainer.train()
-    trainer.train_dataset = Dataset.from_dict({"source": [], "input_ids": []})
+    trainer.train_dataset = Dataset.from_dict({"source": [], "input_ids": [], "label_topic": []})
     with pytest.raises(ValueError, match="has 0 rows, fewer than the 1 processes"):
         trainer.train()
     split = make_trainer(tmp_path, mixture="balanced", max_steps=1, accelerator_config={"split_batches": True})
