@@ -9,6 +9,7 @@ import logging
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -205,7 +206,7 @@ def with_teachers(
             "it: `tokenize_splits(..., keep_text=True)`."
         )
     orders = [_common_tasks(tasks, teacher) for teacher in teachers]  # Told before anything is computed.
-    for name in {name for order in orders for name in order}:
+    for name in chain.from_iterable(orders):
         if teacher_column(name) in dataset.column_names:
             raise ValueError(
                 f"Task {name!r} has a teacher's column in a source and a model as a teacher. Leave out "

@@ -168,7 +168,8 @@ def check_train_columns(model: MTLModel, args: MTLTrainingArguments, dataset: An
     kept = [name for name, head in model.heads.items() if not any(p.requires_grad for p in head.parameters())]
     if silent := [name for name in without if name not in kept]:
         logger.warning("%s of the tasks %s (found %s): they learn nothing.", found, silent, dataset.column_names)
-    given = args.teacher_annealing or args.distillation_temperature != 1.0 or args.gold_share != 0.5
+    keys = ("teacher_annealing", "distillation_temperature", "gold_share")
+    given = any(getattr(args, key) != getattr(MTLTrainingArguments, key) for key in keys)
     if given and not any(teacher in dataset.column_names for _, teacher in wanted.values()):
         logger.warning(
             "teacher_annealing=%s, distillation_temperature=%s and gold_share=%s have no effect: no task has a "
