@@ -1,21 +1,31 @@
 """The benchmark of freezing, on toy rows and a tiny encoder: what it plans, measures, keeps and shows."""
 
 import json
+import math
 import runpy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import torch
 import yaml
 from conftest import SaveBackbone, ToyRows
+from datasets import Dataset
 from documents import settings_that_count, write_between
+
+from modeling_mtl import MTLModel
+from tasks_mtl import TaskConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 # By path: another installed package may bring a module `benchmarks`.
 FREEZING = runpy.run_path(str(ROOT / "benchmarks" / "freezing.py"))
 CACHE = runpy.run_path(str(ROOT / "benchmarks" / "embedding_cache.py"))
 INTENTS = runpy.run_path(str(ROOT / "benchmarks" / "intents.py"))
+TEACHERS = runpy.run_path(str(ROOT / "benchmarks" / "teachers.py"))
 EMBEDDED = runpy.run_path(str(ROOT / "benchmarks" / "embedded.py"))
 CONFIG = {"learning_rate": 2e-4, "head_learning_rate": 1e-3, "seed": 0}
 
@@ -226,6 +236,44 @@ def test_tries_are_compared_by_validation(tmp_path: Path) -> None:
     assert lines[6] == f"| `validation_fraction: 0` | 1 | {whole_cells}"
     with pytest.raises(SystemExit):
         INTENTS["main"](["--seeds", "0"])  # Without data.
+
+
+def test_groups_of_teachers_by_hand() -> None:
+    task = TaskConfig("clinc", labels=("a", "b"), out_of_scope_label="oos")
+    said = [[0.9, 0.1], [0.6, 0.4], [0.5, 0.5]]
+    figures = TEACHERS["figures"](Dataset.from_dict({"label_clinc": [0, 1, -1], "teacher_clinc": said}), task)
+    assert figures == {"accuracy": 0.5, "loss": pytest.approx(-math.log(0.9 * 0.4) / 2), "rows": 2}
+    report = [{"teachers": ["x", "y"], "tasks": {"clinc": figures, "hwu": {"accuracy": 1.0, "loss": 0.25}}}]
+    assert TEACHERS["table"](report).splitlines()[-1] == "| `x`, `y` | 0.5000 | 0.5108 | 1.0000 | 0.2500 |"
+
+
+def test_groups_of_teachers_are_asked_and_averaged(
+    tmp_path: Path, backbone_dir: SaveBackbone, capsys: pytest.CaptureFixture[str]
+) -> None:
+    labels = {"clinc": ("intent", "domain"), "hwu": ("intent", "scenario")}
+    for name, folder in (("clinc", "clinc150"), ("hwu", "hwu64")):
+        rows = [{"text": f"{word} {split}", "split": split} for split in ("train", "validation") for word in "ab"]
+        cells = [row | dict.fromkeys(labels[name], row["text"][0]) for row in rows]
+        (tmp_path / folder).mkdir()
+        pq.write_table(pa.Table.from_pylist(cells), tmp_path / folder / f"{folder}.parquet")
+    tasks = [TaskConfig(name, labels=("a", "b")) for name in ("clinc", "hwu")]
+    tasks[0] = replace(tasks[0], out_of_scope_label="oos")
+    folders = [str(tmp_path / "one"), str(tmp_path / "other")]
+    for folder, favoured in zip(folders, (0, 1), strict=True):
+        model = MTLModel.from_backbone(backbone_dir("bert"), tasks=tasks)
+        heads: list[Any] = list(model.heads.values())
+        for head in heads:
+            torch.nn.init.zeros_(head.out_proj.weight)
+            head.out_proj.bias.data = torch.eye(2)[favoured] * math.log(3)  # Says 3/4 and 1/4 of every text.
+        model.save_pretrained(folder)
+    options = ["--data-dir", str(tmp_path), "--output", str(tmp_path / "teachers.json")]
+    TEACHERS["main"]([folders[0], ",".join(folders), *options])
+    alone, both = capsys.readouterr().out.splitlines()[2:]
+    loss = -math.log(0.75 * 0.25) / 2
+    assert alone == f"| `{folders[0]}` | 0.5000 | {loss:.4f} | 0.5000 | {loss:.4f} |"
+    assert both == f"| `{folders[0]}`, `{folders[1]}` | 0.5000 | 0.6931 | 0.5000 | 0.6931 |"
+    TEACHERS["main"](["--output", str(tmp_path / "teachers.json")])  # Shows what was measured.
+    assert both in capsys.readouterr().out
 
 
 def test_table_of_the_cache_by_hand() -> None:
