@@ -13,22 +13,20 @@ from typing import Any
 
 import numpy.typing as npt
 import torch
-import yaml
 from datasets import Dataset
 from documents import settings_that_count
+from intent_rows import SETTINGS, intent_rows
 from seeds import ROOT, add_options, run_seeds
 
 from classification_mtl import confidence
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
-from mtl.data import load_sources, tokenize_splits
+from mtl.data import tokenize_splits
 from mtl.rejection import fitted_threshold, rejection_metrics
-from mtl.sources import SourceConfig
 from mtl.trainer import MTLTrainer
 from tasks_mtl import REJECTION_SCORES
 
-SETTINGS = ROOT / "configs" / "intents.yaml"
 TASK = "clinc"
 FITS = {"most rows right": None, "95 % accepted": 0.95}
 
@@ -51,10 +49,7 @@ def main(argv: list[str] | None = None) -> None:
 def measure(folder: str, data_dir: str) -> dict[str, Any]:
     """Returns the figures of a model by score and by way of fitting."""
     model = MTLModel.from_pretrained(folder)
-    [of_task] = [source for source in yaml.safe_load(SETTINGS.read_text())["sources"] if TASK in source["labels"]]
-    labels_of_task = {TASK: of_task["labels"][TASK]}
-    source = SourceConfig(**{**of_task, "path": f"{data_dir}/{of_task['path']}", "labels": labels_of_task})
-    splits, _ = load_sources([source], [model.config.task(TASK)])
+    splits, _ = intent_rows([model.config.task(TASK)], data_dir)
     splits, _ = tokenize_splits(splits, model.tokenizer, max_length=model.max_tokens())
     args = MTLTrainingArguments(f"{folder}/rejection", per_device_eval_batch_size=128, precision="fp32")
     trainer = MTLTrainer(model, args)

@@ -17,16 +17,15 @@ import numpy as np
 import yaml
 from datasets import Dataset
 from documents import write_between, write_json
+from intent_rows import SETTINGS, intent_rows
 from seeds import ROOT
 
 from configuration_mtl import TaskConfig
-from mtl.data import load_sources
+from mtl.evaluation import EvaluationMetrics
 from mtl.labels import label_column
-from mtl.sources import SourceConfig
 from mtl.teacher_columns import teacher_column
 from mtl.teachers import load_mtl_teacher, with_teachers
 
-SETTINGS = ROOT / "configs" / "intents.yaml"
 TASKS = ("clinc", "hwu")
 
 
@@ -52,14 +51,7 @@ def main(argv: list[str] | None = None) -> None:
 def compare(groups: Sequence[Sequence[str]], data_dir: str) -> list[dict[str, Any]]:
     """Returns the figures of each group by task, on the validation rows of the tasks."""
     settings = yaml.safe_load(SETTINGS.read_text(encoding="utf-8"))
-    named = [TaskConfig(**task) for task in settings["tasks"] if task["name"] in TASKS]
-    sources = [
-        SourceConfig(**{**source, "path": f"{data_dir}/{source['path']}", "labels": {name: source["labels"][name]}})
-        for source in settings["sources"]
-        for name in TASKS
-        if name in source["labels"]
-    ]
-    splits, tasks = load_sources(sources, named)
+    splits, tasks = intent_rows([TaskConfig(**task) for task in settings["tasks"] if task["name"] in TASKS], data_dir)
     teachers = {name: load_mtl_teacher(name) for group in groups for name in group}
     report = []
     for group in groups:
@@ -70,15 +62,11 @@ def compare(groups: Sequence[Sequence[str]], data_dir: str) -> list[dict[str, An
 
 def figures(rows: Dataset, task: TaskConfig) -> dict[str, float]:
     """Returns accuracy and cross-entropy of what the teachers say of the rows that have a class of the task."""
-    labels = np.asarray(rows[label_column(task.name)])  # (N,)
-    said = np.asarray(rows[teacher_column(task.name)], np.float64)[labels >= 0]  # (M, C)
-    labels = labels[labels >= 0]
-    of_label = said[np.arange(len(labels)), labels]
-    return {
-        "accuracy": float((said.argmax(axis=1) == labels).mean()),
-        "loss": float(-np.log(of_label).mean()),
-        "rows": len(labels),
-    }
+    said = np.asarray(rows[teacher_column(task.name)], np.float64)  # (N, C)
+    logits = {task.name: np.log(np.maximum(said, np.finfo(np.float32).tiny))}
+    labels = {task.name: np.asarray(rows[label_column(task.name)])}  # (N,)
+    metrics = EvaluationMetrics([task]).by_task(logits, labels)[task.name]
+    return {"accuracy": metrics["accuracy"], "loss": metrics["loss"], "rows": metrics["support"]}
 
 
 def table(report: Sequence[dict[str, Any]]) -> str:
