@@ -93,9 +93,9 @@ class MergeSettings(RunSettings):
         return {task: name for task, _, name in pairs}
 
 
-def cli() -> None:
+def cli(argv: Sequence[str] | None = None) -> None:
     """Runs the program on the command line; what is wrong with settings or data ends it with its message alone."""
-    argv = sys.argv[1:]
+    argv = list(sys.argv[1:] if argv is None else argv)
     run, teachers = or_exit(PROGRAM, lambda: set_up(argv))
     with told_when_interrupted(PROGRAM, run):
         merge(run, teachers, argv)

@@ -45,9 +45,9 @@ Study = Callable[[Run, Sequence[EvaluationResult]], tuple[dict[str, Any], str]]
 """What another program measures of a trained model: figures that go over those of the report, and text of the card."""
 
 
-def cli() -> None:
+def cli(argv: Sequence[str] | None = None) -> None:
     """Runs the program on the command line; what is wrong with settings or data ends it with its message alone."""
-    argv = sys.argv[1:]
+    argv = list(sys.argv[1:] if argv is None else argv)
     run = or_exit(PROGRAM, lambda: set_up(argv))
     with told_when_interrupted(PROGRAM, run):
         finish(run, argv)

@@ -32,6 +32,7 @@ ALLOWED = {
         "tasks_mtl",
     ),
     "mtl.trainer": (*HUB_FILES, "mtl", "mtl.*"),
+    "mtl.commands.*": (*HUB_FILES, "mtl", "mtl.*", "train_*"),
     "mtl": (*HUB_FILES, "mtl.*"),
     "mtl.*": (*HUB_FILES, "mtl", "mtl.*"),
     "train_setup": (*HUB_FILES, "mtl", "mtl.*"),
@@ -42,7 +43,7 @@ ALLOWED = {
     "tests.*": ("*",),
 }
 # What only these may import, whatever the table above says.
-RESERVED = {"mtl.trainer": ("train_*", "examples.*", "benchmarks.*", "tests.*")}
+RESERVED = {"mtl.trainer": ("train_*", "mtl.commands.*", "examples.*", "benchmarks.*", "tests.*")}
 
 
 def module_names(root: Path) -> dict[str, Path]:

@@ -1,0 +1,46 @@
+"""The command `mtl`: one name for what the package does on a command line.
+
+    mtl train configs/vader.yaml --seed 1
+
+Each command is a module with a function `cli`, which is imported when it is asked for.
+"""
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+COMMANDS = {
+    "train": ("train_trainer", "train, measure and save a model; the same as train_trainer.py"),
+    "merge": ("merge_models", "distil several classifiers into one model; the same as merge_models.py"),
+}
+"""Name of each command -> its module, and what it does."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Runs the command that is named first, with the arguments after it.
+
+    Args:
+        argv: The command line after the program's name; that of the process if not given.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    args = _parser().parse_args(argv[:1])
+    module, _ = COMMANDS[args.command]
+    importlib.import_module(module).cli(argv[1:])
+
+
+def _parser() -> argparse.ArgumentParser:
+    lines = [f"  {name:<10} {does}" for name, (_, does) in COMMANDS.items()]
+    parser = argparse.ArgumentParser(
+        prog="mtl",
+        usage="mtl <command> [arguments]",
+        description="Multi-task sentence transformers.",
+        epilog="\n".join(["commands:", *lines, "", "`mtl <command> --help` tells what a command takes."]),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("command", choices=list(COMMANDS), metavar="command", help="One of those below.")
+    return parser
+
+
+if __name__ == "__main__":
+    main()

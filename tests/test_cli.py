@@ -1,0 +1,38 @@
+"""The command `mtl`: which program each name runs, and what a wrong name is told."""
+
+import importlib
+
+import pytest
+
+import mtl.cli
+
+
+@pytest.mark.parametrize("name", mtl.cli.COMMANDS)
+def test_command_hands_its_arguments_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[list[str]] = []
+    monkeypatch.setattr(importlib.import_module(mtl.cli.COMMANDS[name][0]), "cli", seen.append)
+    mtl.cli.main([name, "settings.yaml", "--seed", "1", "--help"])
+    assert seen == [["settings.yaml", "--seed", "1", "--help"]]
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        mtl.cli.main(["--help"])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    for name, (_, does) in mtl.cli.COMMANDS.items():
+        assert name in shown
+        assert does in shown
+
+
+@pytest.mark.parametrize("argv", [[], ["fly"]])
+def test_wrong_command_is_refused(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        mtl.cli.main(argv)
+    assert stop.value.code == 2
+    assert "command" in capsys.readouterr().err
+
+
+def test_program_tells_wrong_settings_without_a_traceback() -> None:
+    with pytest.raises(SystemExit, match="train_trainer.py: error: There is no settings file"):
+        mtl.cli.main(["train", "absent.yaml"])
