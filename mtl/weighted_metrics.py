@@ -4,7 +4,7 @@ A row that is drawn k times counts as k rows. Each function here gives just what
 repeated rows, without repeating them: sums over rows become products of the counts with a matrix, (R, N) @ (N, C).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -133,8 +133,9 @@ def _numbers(task: TaskConfig, logits: npt.NDArray, labels: npt.NDArray) -> Weig
             found["rmse"] = []
         for said, true, rows in columns:
             some = counts[:, rows]  # (R, n)
-            found["pearson"].append(_correlation(*(np.broadcast_to(side, some.shape) for side in (said, true)), some))
-            found["spearman"].append(_correlation(*(_ranks(side, some) for side in (said, true)), some))
+            plain, ranked = ([kind(side, some) for side in (said, true)] for kind in (_repeated, _ranks))
+            found["pearson"].append(_correlation(plain, some))
+            found["spearman"].append(_correlation(ranked, some))
             if "rmse" in found:
                 found["rmse"].append(np.sqrt(_over(some @ (said - true) ** 2, some.sum(axis=1))))
         # An output of which a resample has no row is left out, one in which the figure is undefined is not.
@@ -153,11 +154,15 @@ def _ranks(values: Floats, counts: Floats) -> Floats:
     return (np.cumsum(sizes, axis=1) - (sizes - 1) / 2)[:, groups]
 
 
-def _correlation(first: Floats, second: Floats, counts: Floats) -> Floats:
+def _repeated(values: Floats, counts: Floats) -> Floats:
+    return np.broadcast_to(values, counts.shape)
+
+
+def _correlation(both: Sequence[Floats], counts: Floats) -> Floats:
     """Returns Pearson's r of two sides, (R, N) each, (R,); nan for a constant one."""
     total = counts.sum(axis=1, keepdims=True)  # (R, 1)
     sides = []
-    for side in (first, second):
+    for side in both:
         centred = side - _over((counts * side).sum(axis=1, keepdims=True), total)
         least, most = (np.where(counts > 0, sign * side, -np.inf).max(axis=1) * sign for sign in (-1, 1))  # (R,) each
         # What float32 rounds away is no spread, as in `mtl.metrics`.
