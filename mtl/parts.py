@@ -88,6 +88,11 @@ def read_source(
     return {split: parts[split] for split in SPLITS if split in parts}
 
 
+def column_names(source: SourceConfig, *, base_dir: str | os.PathLike[str] | None = None) -> list[str]:
+    """Returns the columns that a source has in any of its splits; raises as `read_source` does."""
+    return list(dict.fromkeys(name for columns, _ in _read_tables(source, base_dir).values() for name in columns))
+
+
 def _read_tables(source: SourceConfig, base_dir: str | os.PathLike[str] | None) -> dict[str, Table]:
     if source.path is None:
         return {split: _read_file(source, _local(file, base_dir)) for split, file in (source.files or {}).items()}
