@@ -14,7 +14,7 @@ from transformers.utils import logging as transformers_logging
 from configuration_mtl import MTLConfig, TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
-from mtl.calibration_plans import check_calibration_data, make_plans, wanted_of_run
+from mtl.calibration_plans import check_calibration_data, check_wanted_of_run, make_plans, wanted_of_run
 from mtl.checkpoints import check_checkpoint, check_same_run, last_complete_checkpoint
 from mtl.console import ProgressReport
 from mtl.data import load_sources, tokenize_splits
@@ -149,6 +149,7 @@ def _check_before_work(run: Run) -> None:
             "`rejection_threshold` of the settings. Give a task one, or leave it out."
         )
     check_rejection_data(to_fit, run.splits.get("validation"), settings.rejection_acceptance)
+    check_wanted_of_run(settings, run.tasks, **_chances(run))
     check_calibration_data(make_plans(run.tasks, **calibration_of_run(run)), run.splits.get("validation"))
 
 
@@ -167,8 +168,11 @@ def tasks_to_fit(run: Run) -> list[TaskConfig]:
 
 def calibration_of_run(run: Run) -> dict[str, Any]:
     """Returns what is to be calibrated, as arguments of `MTLTrainer.calibrate`; see `wanted_of_run`."""
-    trains = run.trainer.freezing.num_trainable > 0
-    return wanted_of_run(run.settings, run.tasks, trains=trains, has_validation="validation" in run.splits)
+    return wanted_of_run(run.settings, run.tasks, **_chances(run))
+
+
+def _chances(run: Run) -> dict[str, bool]:
+    return {"trains": run.trainer.freezing.num_trainable > 0, "has_validation": "validation" in run.splits}
 
 
 def with_thresholds_of(trainer: MTLTrainer, tasks: Sequence[TaskConfig]) -> tuple[TaskConfig, ...]:

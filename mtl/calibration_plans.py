@@ -1,5 +1,6 @@
 """What is to be fitted of which task, and what is refused before anything is trained."""
 
+import logging
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 from configuration_mtl import TaskConfig
 from mtl.settings import RunSettings
 from tasks_mtl import CLASS_TYPES, MULTI_LABEL, PROBABILITY_TYPES
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -89,20 +92,32 @@ def wanted_of_run(
         tasks: Its tasks, with what a saved model has of them.
         trains: Whether anything is trained.
         has_validation: Whether there are rows to fit on.
+    """
+    scaled, labelled, abstaining = _open_tasks(settings, tasks)
+    is_default = trains and has_validation
+    calibrates = is_default if settings.calibrate is None else settings.calibrate
+    rate = settings.abstention_error_rate
+    return {
+        "temperature": [task.name for task in scaled if calibrates],
+        "label_thresholds": [
+            task.name
+            for task in labelled
+            if settings.fit_label_thresholds or (is_default and task.label_thresholds is not None)
+        ],
+        "abstention_error_rate": {task.name: rate for task in abstaining if rate is not None},
+    }
+
+
+def check_wanted_of_run(
+    settings: RunSettings, tasks: Sequence[TaskConfig], *, trains: bool, has_validation: bool
+) -> None:
+    """Refuses what would have no effect, or keep a threshold that no longer holds; arguments as [`wanted_of_run`].
 
     Raises:
-        ValueError: If something is asked for that no task can have or all were given, or training makes a threshold
-            of a saved model stale for which no rate is given.
+        ValueError: If something is asked for that no task can have or that is given for all of them, or training makes
+            an abstention threshold of a saved model stale and no rate is given to fit it anew.
     """
-    given = {task.name: task for task in settings.task_configs()}
-
-    def without(key: str, types: Sequence[str]) -> list[TaskConfig]:
-        return [task for task in tasks if task.problem_type in types and getattr(given[task.name], key) is None]
-
-    is_default = trains and has_validation
-    scaled = without("calibration_temperature", PROBABILITY_TYPES)
-    labelled = without("label_thresholds", (MULTI_LABEL,))
-    abstaining = without("abstention_threshold", CLASS_TYPES)
+    scaled, labelled, abstaining = _open_tasks(settings, tasks)
     for key, is_asked_for, able in (
         ("calibrate", settings.calibrate, scaled),
         ("fit_label_thresholds", settings.fit_label_thresholds, labelled),
@@ -119,23 +134,28 @@ def wanted_of_run(
             f"The saved model has an abstention_threshold of {stale}, which no longer holds when it is trained. Set "
             "`abstention_error_rate` to fit it anew, or give the task's `abstention_threshold` (0 never abstains)."
         )
-    return {
-        "temperature": _names(scaled) if (is_default if settings.calibrate is None else settings.calibrate) else [],
-        "label_thresholds": [
-            task.name
-            for task in labelled
-            if settings.fit_label_thresholds or (is_default and task.label_thresholds is not None)
-        ],
-        "abstention_error_rate": {
-            name: settings.abstention_error_rate
-            for name in _names(abstaining)
-            if settings.abstention_error_rate is not None
-        },
-    }
+    kept = [task.name for task in scaled if task.calibration_temperature is not None]
+    kept += [task.name for task in labelled if task.label_thresholds is not None and task.name not in kept]
+    if trains and kept and not has_validation:
+        logger.warning(
+            "What the saved model's probabilities of %s were calibrated by stays: there are no validation rows to fit "
+            "it anew on, and training makes it less exact.",
+            kept,
+        )
 
 
-def _names(tasks: Sequence[TaskConfig]) -> list[str]:
-    return [task.name for task in tasks]
+def _open_tasks(settings: RunSettings, tasks: Sequence[TaskConfig]) -> tuple[list[TaskConfig], ...]:
+    """Returns the tasks that may get a temperature, thresholds of labels, and one for abstention, which none gives."""
+    given = {task.name: task for task in settings.task_configs()}
+    kinds = (
+        ("calibration_temperature", PROBABILITY_TYPES),
+        ("label_thresholds", (MULTI_LABEL,)),
+        ("abstention_threshold", CLASS_TYPES),
+    )
+    return tuple(
+        [task for task in tasks if task.problem_type in types and getattr(given[task.name], key) is None]
+        for key, types in kinds
+    )
 
 
 def _chosen(

@@ -68,7 +68,7 @@ def fitted_of(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def test_temperatures_are_fitted_after_training_kept_and_fitted_anew(
-    write_settings: WriteSettings, tmp_path: Path
+    write_settings: WriteSettings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     report = train_trainer.main([write_settings()])
     fitted = fitted_of(report)
@@ -95,6 +95,9 @@ def test_temperatures_are_fitted_after_training_kept_and_fitted_anew(
     assert further["topic"]["calibration_temperature"] != fitted["topic"]["calibration_temperature"]
     stale = fitted_of(train_trainer.main([write_settings(calibrate=False), *again]))
     assert stale["topic"] == fitted["topic"]
+    assert "stays: there are no validation rows" not in caplog.text
+    train_trainer.set_up([write_settings(splits=("test",), eval_strategy="no"), *again])
+    assert "probabilities of ['topic', 'tags'] were calibrated by stays: there are no validation rows" in caplog.text
     anew = train_trainer.main([write_settings(calibrate=True, **EVALUATION_ONLY), *again])
     assert anew["tasks"] == report["tasks"]
 
