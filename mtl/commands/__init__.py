@@ -1,0 +1,1 @@
+"""The commands of `mtl` that are no program of their own: thin shells over the other modules."""
