@@ -19,6 +19,7 @@ _NEVER_FILES = ("activation_checkpointing_kwargs", "gradient_checkpointing_kwarg
 
 # Whether they can be used is not told by their package alone.
 _SEEN_LATER = ("azure_ml", "flyte", "kubeflow")
+_OF_EXTRA = ("tensorboard", "trackio")
 
 
 def check_given(args: TrainingArguments) -> None:
@@ -95,4 +96,7 @@ def _check_report_to(value: Any) -> None:
             known = ["none", "all", *INTEGRATION_TO_CALLBACK]
             raise ValueError(f"report_to {name!r} is unknown. Use one of {known}.")
         if name not in (*_SEEN_LATER, *get_available_reporting_integrations()):
-            raise ImportError(f"report_to={name!r} needs `pip install {name}`. Install it, or set `report_to: none`.")
+            package = '"mtl-sentence-transformers[tracking]"' if name in _OF_EXTRA else name
+            raise ImportError(
+                f"report_to={name!r} needs `pip install {package}`. Install it, or set `report_to: none`."
+            )

@@ -85,6 +85,8 @@ class MTLTrainingArguments(TrainingArguments):
         label_smoothing_factor: Share of the training loss that goes to all classes alike, in [0, 1), for single-label
             tasks whose `label_smoothing` is not set. Losses of evaluation are without it.
         early_stopping_patience: Number of evaluations without a better score after which training stops.
+        trackio_static_space_id: As in `TrainingArguments`, but only what is named is published: if not given, a push
+            to the Hub leaves the curves of trackio where they are.
         hub_strategy: `"end"`: with `push_to_hub` one push at the end, with card and report.
         metric_for_best_model: As in `TrainingArguments`; where a best model is to be found, by default `score`, the
             mean of the tasks' primary metrics. Of losses and RMSE lower is better, of the others higher.
@@ -186,6 +188,10 @@ class MTLTrainingArguments(TrainingArguments):
         if self.data_seed is None:
             # Else the order of rows follows from whoever has last set torch's seed when training begins.
             self.data_seed = self.seed
+        if self.trackio_static_space_id is None:
+            # The base class takes None for leave to make a public Space at a push; False, which means no, cannot be
+            # written in a settings file.
+            self.trackio_static_space_id = False
         self._choose_metric()
         super().__post_init__()
         self._check_ranks()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from transformers import TrainerCallback
-from transformers.trainer_utils import EvalLoopOutput, TrainOutput
+from transformers.trainer_utils import EvalLoopOutput, PredictionOutput, TrainOutput
 
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
@@ -26,6 +26,7 @@ from mtl.preservation import PRESERVATION, Preservation, count_rows
 from mtl.sharded import check_sharding, is_sharding_asked_for
 from mtl.smoothing import label_smoothing
 from mtl.task_losses import TaskLossMeans
+from mtl.tracking import without_trackers
 from mtl.trainer_checks import check_arguments, check_prefix, check_train_columns, warn_of_no_effect
 from mtl.trainer_decisions import DecisionTrainer
 from mtl.trainer_state import EarlyStopping
@@ -273,6 +274,13 @@ class MTLTrainer(DecisionTrainer):
         arguments = (dataloader, description, prediction_loss_only, ignore_keys, metric_key_prefix)
         with self.averaging.averaged(self.model):
             return super().evaluation_loop(*arguments)
+
+    def predict(
+        self, test_dataset: Any, ignore_keys: list[str] | None = None, metric_key_prefix: str = "test"
+    ) -> PredictionOutput:
+        """Predicts without a word to trackers, whose run ends with the training; see `Trainer.predict`."""
+        with without_trackers(self.callback_handler):
+            return super().predict(test_dataset, ignore_keys, metric_key_prefix)
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """Gives heads, learned task weights and layers their own learning rates; see `Trainer.create_optimizer`."""

@@ -214,6 +214,8 @@ def test_service_to_report_to_that_is_not_installed_is_told(
     monkeypatch.setattr(argument_checks, "get_available_reporting_integrations", lambda: ["tensorboard"])
     with pytest.raises(ImportError, match="report_to='wandb' needs `pip install wandb`. Install it, or set"):
         parse_settings([settings_file, "--report_to", "wandb"])
+    with pytest.raises(ImportError, match=r'needs `pip install "mtl-sentence-transformers\[tracking\]"`'):
+        parse_settings([settings_file, "--report_to", "trackio"])
     _, args = parse_settings([settings_file, "--report_to", "tensorboard"])
     assert args.report_to == ["tensorboard"]
 
