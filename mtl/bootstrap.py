@@ -35,7 +35,8 @@ def metric_intervals(
 
     Args:
         task: The task.
-        logits: Outputs of the rows, with or without a label. Shape (N, C), for ordinal classification (N, C - 1).
+        logits: Outputs of the rows, with or without a label. Shape (N, C), for ordinal classification (N, C - 1), for
+            scored pairs (N,).
         labels: Labels, see `Predictions`.
         resamples: Count of resamples.
         level: Probability with which an interval is to hold, in (0, 1).
@@ -49,8 +50,7 @@ def metric_intervals(
     Raises:
         ValueError: If `resamples` is below 1 or `level` not between 0 and 1.
     """
-    if resamples < 1 or not 0.0 < level < 1.0:
-        raise ValueError(f"resamples must be 1 or more, and level between 0 and 1; found {resamples} and {level}.")
+    check_settings(resamples, level)
     keys = [metric.key for metric in METRICS[task.problem_type]]
     logits, labels = np.asarray(logits), np.asarray(labels)
     labelled = labelled_rows(labels)  # (N,)
@@ -72,6 +72,16 @@ def metric_intervals(
     return {key: {"low": json_number(low), "high": json_number(high)} for key, (low, high) in ends.items()}
 
 
+def check_settings(resamples: int, level: float) -> None:
+    """Refuses settings of intervals that make no sense.
+
+    Raises:
+        ValueError: If `resamples` is below 1 or `level` not between 0 and 1.
+    """
+    if resamples < 1 or not 0.0 < level < 1.0:
+        raise ValueError(f"resamples must be 1 or more, and level between 0 and 1; found {resamples} and {level}.")
+
+
 def resampled_counts(rng: np.random.Generator, resamples: int, rows: int) -> npt.NDArray[np.float64]:
     """Returns how often each row is drawn in each resample of as many rows. Shape (resamples, rows)."""
     draws = rng.integers(rows, size=(resamples, rows))  # (R, N)
@@ -80,5 +90,6 @@ def resampled_counts(rng: np.random.Generator, resamples: int, rows: int) -> npt
 
 
 def _is_usable(task: TaskConfig, outputs: npt.NDArray) -> bool:
-    # A triplet without a negative has nan in its place.
-    return bool(np.isfinite(outputs if task.has_head else outputs[:, :1]).all())
+    # A triplet without a negative has nan in its place; of scored pairs there is one number a row, (N,).
+    needed = outputs if task.has_head else outputs.reshape(len(outputs), -1)[:, :1]
+    return bool(np.isfinite(needed).all())

@@ -112,12 +112,19 @@ def _average_precision(scores: npt.NDArray, positive: npt.NDArray[np.bool_], cou
     if not len(scores):
         return np.full(len(counts), np.nan)
     order = np.argsort(-scores, kind="stable")  # (N,)
-    ends = np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))  # The last of each group of ties.
-    found = np.cumsum(counts[:, order] * positive[order], axis=1)[:, ends]  # (R, groups)
-    taken = np.cumsum(counts[:, order], axis=1)[:, ends]  # (R, groups)
-    gained = np.diff(found, axis=1, prepend=0.0)  # (R, groups)
-    all_positive, all_rows = found[:, -1], taken[:, -1]  # (R,)
-    precision = _over(found, taken, undefined=0.0)  # (R, groups)
+    group = np.append(0, np.cumsum(np.diff(scores[order]) != 0))  # (N,), the same number for rows that tie.
+    places = np.flatnonzero(positive[order])  # (P,)
+    # Precision counts only where recall rises: at the end of each of the G groups that have a positive row.
+    groups, firsts = np.unique(group[places], return_index=True)  # (G,) each
+    if not len(groups):
+        return np.full(len(counts), np.nan)
+    ends = np.searchsorted(group, groups, side="right") - 1  # (G,)
+    drawn = counts[:, order]  # (R, N)
+    taken = np.cumsum(drawn, axis=1)  # (R, N)
+    gained = np.add.reduceat(drawn[:, places], firsts, axis=1)  # (R, G)
+    found = np.cumsum(gained, axis=1)  # (R, G)
+    all_positive, all_rows = found[:, -1], taken[:, -1]  # (R,) each
+    precision = _over(found, taken[:, ends], undefined=0.0)  # (R, G)
     area = _over((precision * gained).sum(axis=1), all_positive)
     return np.where(all_positive < all_rows, area, np.nan)
 

@@ -53,7 +53,7 @@ def case(kind: str) -> tuple[TaskConfig, npt.NDArray, npt.NDArray]:
     if kind == REGRESSION:
         return TaskConfig("a", REGRESSION, num_labels=2), rounded(rng, ROWS, 2), with_gaps(rounded(rng, ROWS, 2), rng)
     if kind == SCORED_PAIRS:
-        return TaskConfig("a", SCORED_PAIRS), rounded(rng, ROWS, 1), with_gaps(rounded(rng, ROWS), rng)
+        return TaskConfig("a", SCORED_PAIRS), rounded(rng, ROWS), with_gaps(rounded(rng, ROWS), rng)
     cosines = rounded(rng, ROWS, 2)
     cosines[:5, 1] = np.nan
     return TaskConfig("a", TRIPLETS), cosines, np.where(some < 0, -100, 1)
