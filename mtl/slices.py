@@ -73,18 +73,19 @@ def slices_of(rows: Dataset) -> list[tuple[str, str, npt.NDArray[np.bool_]]]:
 
 
 def _by_column(name: str, values: Sequence[str | None]) -> list[tuple[str, str, npt.NDArray[np.bool_]]]:
-    numbers = np.array([_number(value) for value in values])  # (N,)
-    given = np.array([value is not None for value in values])  # (N,)
-    if len(set(values)) > MOST_VALUES and not np.isnan(numbers[given]).any():
-        return _by_quarter(name, numbers)
-    return _by_value(name, np.asarray(values, dtype=object))
+    # An empty cell of a CSV file is the empty string where its column holds text.
+    given = [value if value is not None and value.strip() else None for value in values]
+    if len(set(given)) > MOST_VALUES and all(value is None or _is_number(value) for value in given):
+        return _by_quarter(name, np.array([np.nan if value is None else float(value) for value in given]))
+    return _by_value(name, np.asarray(given, dtype=object))
 
 
-def _number(value: str | None) -> float:
+def _is_number(value: str) -> bool:
     try:
-        return float(value) if value is not None else np.nan
+        float(value)
     except ValueError:
-        return np.nan
+        return False
+    return True
 
 
 def _by_value(name: str, values: npt.NDArray) -> list[tuple[str, str, npt.NDArray[np.bool_]]]:

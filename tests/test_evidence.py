@@ -179,6 +179,22 @@ def test_column_of_many_numbers_goes_by_quarters() -> None:
     assert [some for some in found if some[0] in ("source", "length")] == [("length", "5 tokens", count)]
 
 
+def test_cells_without_a_value_are_in_no_slice() -> None:
+    count = 80
+    columns = {
+        "slice_price": [None, "", "nan", *(str(place) for place in range(77))],
+        "slice_channel": ["", " ", *["mail"] * 78],
+        "slice_name": ["Nan", *["Ann"] * 79],
+    }
+    rows = Dataset.from_dict({"source": ["x"] * count, "length": [5] * count, **columns})
+    found = [(by, value, int(inside.sum())) for by, value, inside in slices_of(rows) if by != "length"]
+    quarters = [some for some in found if some[0] == "price"]
+    assert [some[1] for some in quarters] == ["0 to 19", "20 to 38", "39 to 57", "58 to 76"]
+    assert sum(some[2] for some in quarters) == 77
+    assert [some for some in found if some[0] == "channel"] == [("channel", "mail", 78)]
+    assert [some for some in found if some[0] == "name"] == [("name", "Ann", 79), ("name", "Nan", 1)]
+
+
 def predictions() -> Predictions:
     """Returns what a model might say of eight rows."""
     tasks = (TOPIC, TAGS, TaskConfig("valence", REGRESSION), TaskConfig("near", TRIPLETS), TaskConfig("none"))
