@@ -58,8 +58,15 @@ def build_report(
         "peak_memory_mib": round(peak_memory_mib(), 1),
         "history": [{key: json_number(value) for key, value in entry.items()} for entry in history],
         "results": {result.split: result.to_dict() for result in results},
+        **environment(args.device),
+    }
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Returns the releases and the machine that figures were made with, as `versions` and `machine`."""
+    return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-        "machine": {"platform": platform.platform(), "cpu_count": os.cpu_count(), "device": str(args.device)},
+        "machine": {"platform": platform.platform(), "cpu_count": os.cpu_count(), "device": str(device)},
     }
 
 
