@@ -1,4 +1,4 @@
-"""What the logits of a classification mean: the loss of a label, the probabilities, the label, the confidence.
+"""What the logits of a classification mean: the loss of a label, the probabilities, the decision, the confidence.
 
 The file travels with every saved model; see `modeling_mtl.py`.
 """
@@ -12,12 +12,15 @@ from torch.nn import functional as F
 
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
-        from .tasks_mtl import IGNORE_INDEX, ORDINAL, SINGLE_LABEL, TaskConfig
+        from .tasks_mtl import IGNORE_INDEX, MULTI_LABEL, ORDINAL, SINGLE_LABEL, TaskConfig
 except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
-    from tasks_mtl import IGNORE_INDEX, ORDINAL, SINGLE_LABEL, TaskConfig
+    from tasks_mtl import IGNORE_INDEX, MULTI_LABEL, ORDINAL, SINGLE_LABEL, TaskConfig
+
+MULTI_LABEL_THRESHOLD = 0.5
+"""The probability from which on a label is predicted, where its task has no thresholds of its own."""
 
 
 class CosineLinear(nn.Linear):
@@ -127,30 +130,65 @@ _CONFIDENCES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def probabilities(task: TaskConfig, logits: Tensor) -> Tensor:
+    """Returns what logits say of a task's classes, which sums to 1, or of each label of a multi-label task.
+
+    Where the task has a `calibration_temperature`, logits are divided by it first (Guo et al., "On Calibration of
+    Modern Neural Networks", ICML 2017, section 4.2).
+
+    Args:
+        task: A task whose head gives probabilities.
+        logits: Logits of the head. Shape (..., C), for ordinal classification (..., C - 1).
+
+    Returns:
+        Probabilities in the precision of the logits. Shape (..., C).
+    """
+    temperature = task.calibration_temperature
+    return _PROBABILITIES[task.problem_type](logits if temperature is None else logits / temperature)
+
+
+def class_ids(task: TaskConfig, logits: Tensor) -> Tensor:
+    """Returns the predicted class, (...), of logits: the likeliest one, for ordinal classification the median.
+
+    It is that of the logits as they are. A temperature leaves the likeliest class as it is, but would move a median.
+    """
+    return ordinal_median(logits) if task.problem_type == ORDINAL else logits.argmax(dim=-1)
+
+
+def class_scores(task: TaskConfig, logits: Tensor) -> Tensor:
+    """Returns the probability of the predicted class, (...), of logits, (..., C), or (..., C - 1) for ordinal."""
+    return probabilities(task, logits).gather(-1, class_ids(task, logits).unsqueeze(-1)).squeeze(-1)
+
+
+def chosen_labels(task: TaskConfig, logits: Tensor) -> Tensor:
+    """Returns whether each label of a multi-label task is predicted, (..., C), from logits, (..., C)."""
+    least = task.label_thresholds or (MULTI_LABEL_THRESHOLD,)
+    # In float64, in which a threshold between two neighbouring float32 probabilities still parts them.
+    return probabilities(task, logits).double() >= torch.tensor(least, dtype=torch.float64, device=logits.device)
+
+
 def class_prediction(task: TaskConfig, logits: Tensor) -> dict[str, Any]:
-    """Returns `label`, `score`, `probabilities`, and, where a threshold rejects, `in_scope`, from logits, (C,)."""
-    probabilities, chosen = _DISTRIBUTIONS[task.problem_type](logits)
-    by_name = dict(zip(task.id2label.values(), probabilities.tolist(), strict=True))
-    label = task.id2label[int(chosen)]
+    """Returns `label`, `score`, `probabilities`, and what thresholds decide, `in_scope` and `abstains`.
+
+    Args:
+        task: A single-label or ordinal task.
+        logits: Logits of one sentence, in float32. Shape (C,), for ordinal classification (C - 1,).
+    """
+    by_name = dict(zip(task.id2label.values(), probabilities(task, logits).tolist(), strict=True))
+    label = task.id2label[int(class_ids(task, logits))]
     prediction: dict[str, Any] = {"label": label, "score": by_name[label], "probabilities": by_name}
     if task.rejection_threshold is not None:
+        # Of the logits as they are, for which the threshold was fitted.
         prediction["in_scope"] = confidence(logits, str(task.rejection_score)).item() >= task.rejection_threshold
         if not prediction["in_scope"]:
             prediction["label"] = task.out_of_scope_label
+    if task.abstention_threshold is not None:
+        prediction["abstains"] = not prediction["score"] >= task.abstention_threshold  # True of nan, too.
     return prediction
 
 
-def _single_label_distribution(logits: Tensor) -> tuple[Tensor, Tensor]:
-    probabilities = logits.softmax(dim=-1)  # (C,)
-    return probabilities, probabilities.argmax()
-
-
-def _ordinal_distribution(logits: Tensor) -> tuple[Tensor, Tensor]:
-    return ordinal_probabilities(logits), ordinal_median(logits)
-
-
-# Problem type -> the probabilities of the classes, (C,), and the chosen one, (), of a sentence.
-_DISTRIBUTIONS: dict[str, Callable[[Tensor], tuple[Tensor, Tensor]]] = {
-    SINGLE_LABEL: _single_label_distribution,
-    ORDINAL: _ordinal_distribution,
+_PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
+    SINGLE_LABEL: lambda logits: logits.softmax(dim=-1),
+    ORDINAL: ordinal_probabilities,
+    MULTI_LABEL: torch.sigmoid,
 }

@@ -27,11 +27,12 @@ __all__ = ["MTLConfig", "TaskConfig"]
 
 logger = logging.get_logger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 """Newest layout of `config.json` that this code knows; a reader refuses a newer one.
 
-2 has what 1 has not: problem types and settings of tasks that came later. A file without them is still written as 1,
-so that earlier code goes on reading it.
+2 has what 1 has not: problem types and settings of tasks that came later. 3 has what `predict` makes probabilities and
+decisions with: temperature and thresholds. A file is written with the lowest that holds its tasks, so that earlier
+code goes on reading what it understands.
 """
 # Keywords that `PreTrainedConfig` takes without declaring them as fields.
 _BASE_KEYWORDS = frozenset(

@@ -16,14 +16,14 @@ from transformers.utils import logging
 
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
-        from .classification_mtl import class_prediction
+        from .classification_mtl import chosen_labels, class_prediction, probabilities
         from .configuration_mtl import MTLConfig, TaskConfig
         from .tasks_mtl import CLASS_TYPES, REGRESSION
 except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
-    from classification_mtl import class_prediction
+    from classification_mtl import chosen_labels, class_prediction, probabilities
     from configuration_mtl import MTLConfig, TaskConfig
     from tasks_mtl import CLASS_TYPES, REGRESSION
 
@@ -33,7 +33,6 @@ if TYPE_CHECKING:
 Text = str | tuple[str, str]
 """A sentence, or a pair of sentences that are encoded together."""
 
-MULTI_LABEL_THRESHOLD = 0.5
 _LONG_WORK_BATCHES = 50
 # Encoders that number their positions from the padding index on, so that two of them are never used.
 _POSITIONS_AFTER_PADDING = (
@@ -131,12 +130,15 @@ class InferenceMixin(PreTrainedModel):
 
         Returns:
             For each sentence a dict by task, of those that have a head (for one sentence, that dict): single-label
-            `{"label", "score", "probabilities": {label: p}}`; ordinal the same, where the label is the median of the
-            probabilities and the score its own; multi-label `{"labels", "probabilities"}` with the labels of
-            probability >= 0.5; regression a float, or `{output: float}` if there are several outputs.
+            `{"label", "score", "probabilities": {label: p}}`; ordinal the same, where the label is the median and the
+            score its own; multi-label `{"labels", "probabilities"}` with the labels of probability >= 0.5, or from
+            their `label_thresholds` on; regression a float, or `{output: float}` if there are several outputs.
+            Scores and probabilities are calibrated where the task has a `calibration_temperature`.
 
             A single-label task with a rejection threshold also has `"in_scope"`. Where that is False, the label is
-            the task's `out_of_scope_label`, and the score that of the likeliest class.
+            the task's `out_of_scope_label`, and the score that of the likeliest class. A task with an abstention
+            threshold also has `"abstains"`: whether the score is below it; the label is then the likeliest all the
+            same.
 
         Raises:
             TypeError: If a sentence is neither a string nor a pair of them.
@@ -201,9 +203,9 @@ def _prediction(task: TaskConfig, logits: Tensor) -> Any:
     if task.problem_type == REGRESSION:
         values = dict(zip(names, logits.tolist(), strict=True))
         return logits.item() if task.num_labels == 1 else values
-    probabilities = dict(zip(names, logits.sigmoid().tolist(), strict=True))
-    chosen = [label for label, probability in probabilities.items() if probability >= MULTI_LABEL_THRESHOLD]
-    return {"labels": chosen, "probabilities": probabilities}
+    by_name = dict(zip(names, probabilities(task, logits).tolist(), strict=True))
+    chosen = [label for label, is_chosen in zip(names, chosen_labels(task, logits).tolist(), strict=True) if is_chosen]
+    return {"labels": chosen, "probabilities": by_name}
 
 
 def tokenize(tokenizer: Any, texts: Sequence[Text], **options: Any) -> dict[str, list[Any]]:

@@ -69,6 +69,14 @@ class MergeSettings(RunSettings):
         for name in ("tasks", "sources", "teacher"):
             if getattr(self, name):
                 raise ValueError(f"`{name}` is not for {PROGRAM}: give `teachers` and `texts`.")
+        for name in ("calibrate", "fit_label_thresholds", "abstention_error_rate"):
+            given = getattr(self, name)
+            if given is not None and given is not False:
+                raise ValueError(
+                    f"`{name}` is not for {PROGRAM}: it would be fitted to what teachers decide, not to the truth. "
+                    "Leave it out, and call `MTLTrainer.calibrate` on rows with true labels."
+                )
+        self.calibrate = False
         if self.texts is None:
             raise ValueError("No texts are given. Name a file or data set: `--texts texts.txt`.")
         names = list(self.by_task())

@@ -9,53 +9,93 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-SINGLE_LABEL = "single_label_classification"
-MULTI_LABEL = "multi_label_classification"
-REGRESSION = "regression"
-ORDINAL = "ordinal_classification"
-SCORED_PAIRS = "scored_pairs"
-POSITIVE_PAIRS = "positive_pairs"
-TRIPLETS = "triplets"
-CONTRASTIVE = "contrastive"
-SIMILARITY_TYPES = (SCORED_PAIRS, POSITIVE_PAIRS, TRIPLETS, CONTRASTIVE)
-"""The types of task that train the embedding itself and have no head."""
-PROBLEM_TYPES = (SINGLE_LABEL, MULTI_LABEL, REGRESSION, ORDINAL, *SIMILARITY_TYPES)
+try:
+    if not TYPE_CHECKING:  # To a type checker these are top-level modules.
+        from .problem_types_mtl import (
+            CLASS_ID_TYPES,
+            CLASS_TYPES,
+            CONTRASTIVE,
+            FURTHER_TEXTS,
+            IGNORE_INDEX,
+            INTEGER_LABEL_TYPES,
+            MULTI_LABEL,
+            ORDINAL,
+            OUT_OF_SCOPE_INDEX,
+            POSITIVE_PAIRS,
+            PROBABILITY_TYPES,
+            PROBLEM_TYPES,
+            REGRESSION,
+            REJECTION_SCORES,
+            SCORED_PAIRS,
+            SIMILARITY_TYPES,
+            SINGLE_LABEL,
+            TRIPLETS,
+            check_head_settings,
+            check_rejection,
+            checked_label_thresholds,
+            loss_settings,
+        )
+except ImportError:
+    # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
+    if __package__:
+        raise
+    from problem_types_mtl import (
+        CLASS_ID_TYPES,
+        CLASS_TYPES,
+        CONTRASTIVE,
+        FURTHER_TEXTS,
+        IGNORE_INDEX,
+        INTEGER_LABEL_TYPES,
+        MULTI_LABEL,
+        ORDINAL,
+        OUT_OF_SCOPE_INDEX,
+        POSITIVE_PAIRS,
+        PROBABILITY_TYPES,
+        PROBLEM_TYPES,
+        REGRESSION,
+        REJECTION_SCORES,
+        SCORED_PAIRS,
+        SIMILARITY_TYPES,
+        SINGLE_LABEL,
+        TRIPLETS,
+        check_head_settings,
+        check_rejection,
+        checked_label_thresholds,
+        loss_settings,
+    )
 
-CLASS_TYPES = (SINGLE_LABEL, ORDINAL)
-"""Types whose head gives a row one of several classes."""
+__all__ = [
+    "CLASS_ID_TYPES",
+    "CLASS_TYPES",
+    "CONTRASTIVE",
+    "FURTHER_TEXTS",
+    "IGNORE_INDEX",
+    "INTEGER_LABEL_TYPES",
+    "MULTI_LABEL",
+    "ORDINAL",
+    "OUT_OF_SCOPE_INDEX",
+    "POSITIVE_PAIRS",
+    "PROBABILITY_TYPES",
+    "PROBLEM_TYPES",
+    "REGRESSION",
+    "REJECTION_SCORES",
+    "SCORED_PAIRS",
+    "SIMILARITY_TYPES",
+    "SINGLE_LABEL",
+    "TRIPLETS",
+    "TaskConfig",
+    "as_task",
+    "schema_of_task",
+    "valid_labels",
+]
 
-CLASS_ID_TYPES = (*CLASS_TYPES, CONTRASTIVE)
-"""Types whose label is the id of one class of several."""
-
-INTEGER_LABEL_TYPES = (*CLASS_ID_TYPES, POSITIVE_PAIRS, TRIPLETS)
-"""Types with one int64 label a row: a class id, or 1 for a row that has the texts of a pair or triplet."""
-
-FURTHER_TEXTS = {SCORED_PAIRS: (1, 1), POSITIVE_PAIRS: (1, 2), TRIPLETS: (2, 2)}
-"""How many texts beside the first one, each encoded for itself, a task needs at least and takes at most."""
-
-# Problem type -> its losses, the default first -> the settings each one takes, with their defaults.
-_LOSSES: dict[str, dict[str, dict[str, Any]]] = {
-    SCORED_PAIRS: {"cosent": {"temperature": 0.05}, "cosine": {}},
-    POSITIVE_PAIRS: {"info_nce": {"temperature": 0.05, "symmetric": False}},
-    TRIPLETS: {"margin": {"margin": 0.1}},
-    CONTRASTIVE: {"supervised_contrastive": {"temperature": 0.1}},
-}
-_LOSS_SETTINGS = ("temperature", "margin", "symmetric")
-
-IGNORE_INDEX = -100
-"""The class id that stands for a missing label; float labels use nan."""
-
-OUT_OF_SCOPE_INDEX = -1
-"""The class id of a row that is known to be of none of the classes. As every negative id, it carries no loss."""
-
-REJECTION_SCORES = ("energy", "logit", "probability")
-"""What may be compared with a rejection threshold, the default first; see `confidence` in `classification_mtl`."""
 _TYPES_OF_SCHEMA_1 = (SINGLE_LABEL, MULTI_LABEL, REGRESSION)
 _KEYS_OF_SCHEMA_1 = ("name", "problem_type", "labels", "num_labels", "weight", "hidden_size")
+_KEYS_OF_SCHEMA_3 = ("calibration_temperature", "label_thresholds", "abstention_threshold")
 
 _TASK_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_-]*")
 
@@ -91,6 +131,13 @@ class TaskConfig:
             exponentials of all logits (the default), `"logit"`, the largest one, or `"probability"`, the largest one.
         rejection_threshold: The least `rejection_score` at which a sentence is taken to be of a class; fitted after
             training, see `mtl.rejection`. Without it nothing is rejected.
+        calibration_temperature: For single-label, ordinal and multi-label, what `predict` divides logits by before it
+            makes probabilities of them, > 0; fitted after training, see `mtl.calibration`. It changes neither
+            `forward` nor any loss, and neither the label that is predicted nor a rejection.
+        label_thresholds: For multi-label, the probability of each label, in the order of the logits and after the
+            temperature, from which on it is predicted, in (0, 1); 0.5 each without them.
+        abstention_threshold: For single-label and ordinal, the score, after the temperature, below which `predict`
+            says that it abstains, in [0, 1]. Without it, it never does.
 
     Raises:
         ValueError: For an illegal name, type, weight, width, smoothing or threshold, labels that are empty, doubled
@@ -112,6 +159,9 @@ class TaskConfig:
     out_of_scope_label: str | None = None
     rejection_score: str | None = None
     rejection_threshold: float | None = None
+    calibration_temperature: float | None = None
+    label_thresholds: tuple[float, ...] | None = None
+    abstention_threshold: float | None = None
 
     def __post_init__(self) -> None:
         """Validates the fields and fills in what follows from them."""
@@ -124,7 +174,7 @@ class TaskConfig:
             raise ValueError(f"Task {self.name!r}: weight must be a finite number >= 0, found {self.weight!r}.")
         if self.hidden_size is not None and not _is_count(self.hidden_size, least=1):
             raise ValueError(f"Task {self.name!r}: hidden_size must be a positive int, found {self.hidden_size!r}.")
-        for key, value in _loss_settings(self).items():
+        for key, value in loss_settings(self).items():
             object.__setattr__(self, key, value)
         if self.labels is not None:
             object.__setattr__(self, "labels", _checked_labels(self.name, self.labels, self.num_labels))
@@ -132,8 +182,9 @@ class TaskConfig:
         elif self.num_labels is None and self.problem_type in (REGRESSION, *FURTHER_TEXTS):
             object.__setattr__(self, "num_labels", 1)
         self._check_num_labels()
-        _check_head_settings(self)
-        _check_rejection(self)
+        check_head_settings(self)
+        check_rejection(self)
+        object.__setattr__(self, "label_thresholds", checked_label_thresholds(self))
         if self.out_of_scope_label is not None and self.rejection_score is None:
             object.__setattr__(self, "rejection_score", REJECTION_SCORES[0])
 
@@ -178,7 +229,8 @@ class TaskConfig:
     def to_dict(self) -> dict[str, Any]:
         """Returns the fields as JSON-ready values; of those that came after the first layout, only what is set."""
         fields = dataclasses.asdict(self)
-        fields["labels"] = None if self.labels is None else list(self.labels)
+        for key in ("labels", "label_thresholds"):
+            fields[key] = None if fields[key] is None else list(fields[key])
         return {key: value for key, value in fields.items() if key in _KEYS_OF_SCHEMA_1 or value is not None}
 
 
@@ -200,87 +252,12 @@ def _check_name(name: str) -> None:
         )
 
 
-def _loss_settings(task: TaskConfig) -> dict[str, Any]:
-    """Returns loss, temperature, margin and symmetric of a task, checked, with the defaults of its problem type."""
-    where = f"Task {task.name!r}"
-    if not task.has_head and task.hidden_size is not None:
-        raise ValueError(f"{where}: {task.problem_type} has no head, so no hidden_size. Leave it out.")
-    if task.problem_type in FURTHER_TEXTS and (task.labels is not None or task.num_labels not in (None, 1)):
-        raise ValueError(f"{where}: {task.problem_type} has no classes. Leave out `labels` and `num_labels`.")
-    losses = _LOSSES.get(task.problem_type, {})
-    name = task.loss or next(iter(losses), None)
-    if task.loss is not None and task.loss not in losses:
-        fix = f"Use one of {list(losses)}." if losses else "Leave it out."
-        raise ValueError(f"{where}: {task.problem_type} has no loss {task.loss!r}. {fix}")
-    defaults = losses.get(str(name), {})
-    values: dict[str, Any] = {"loss": name}
-    for key in _LOSS_SETTINGS:
-        given = getattr(task, key)
-        if given is not None and key not in defaults:
-            raise ValueError(
-                f"{where}: {key} has no effect on {task.problem_type}{f' with loss {name!r}' if name else ''}. Leave "
-                "it out."
-            )
-        values[key] = defaults.get(key) if given is None else given
-    _check_loss_settings(where, values)
-    return values
-
-
-def _check_loss_settings(where: str, values: Mapping[str, Any]) -> None:
-    for key, most in (("temperature", math.inf), ("margin", 2.0)):
-        value = values[key]
-        if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-            raise ValueError(f"{where}: {key} must be a number, found {value!r}.")
-        if value is not None and not (0 < value <= most and math.isfinite(value)):
-            raise ValueError(f"{where}: {key} must be above 0{'' if most > 2 else ' and at most 2'}, found {value}.")
-    if values["symmetric"] not in (None, True, False):
-        raise ValueError(f"{where}: symmetric must be true or false, found {values['symmetric']!r}.")
-
-
 def schema_of_task(fields: Mapping[str, Any]) -> int:
     """Returns the lowest layout of `config.json` that holds a task, from what [`TaskConfig.to_dict`] gives."""
+    if not fields.keys().isdisjoint(_KEYS_OF_SCHEMA_3):
+        return 3
     is_first = fields["problem_type"] in _TYPES_OF_SCHEMA_1 and fields.keys() <= set(_KEYS_OF_SCHEMA_1)
     return 1 if is_first else 2
-
-
-def _check_head_settings(task: TaskConfig) -> None:
-    ranges = {
-        "label_smoothing": (lambda value: 0.0 <= value < 1.0, "in [0, 1)"),
-        "cosine_scale": (lambda value: value > 0.0, "above 0"),
-    }
-    for key, (fits, meaning) in ranges.items():
-        value = getattr(task, key)
-        if value is not None and task.problem_type != SINGLE_LABEL:
-            raise ValueError(f"Task {task.name!r}: {key} has no effect on {task.problem_type}. Leave it out.")
-        if value is not None and not (_is_number(value) and fits(value)):
-            raise ValueError(f"Task {task.name!r}: {key} must be a number {meaning}, found {value!r}.")
-
-
-def _check_rejection(task: TaskConfig) -> None:
-    where, label = f"Task {task.name!r}", task.out_of_scope_label
-    if label is None:
-        for key in ("rejection_score", "rejection_threshold"):
-            if getattr(task, key) is not None:
-                raise ValueError(f"{where}: {key} needs `out_of_scope_label`, the name of what is rejected.")
-        return
-    if task.problem_type != SINGLE_LABEL:
-        raise ValueError(f"{where}: {task.problem_type} has no rejection. Leave out `out_of_scope_label`.")
-    if not isinstance(label, str) or not label:
-        raise ValueError(f"{where}: out_of_scope_label must be a name, found {label!r}.")
-    if label in (task.labels or ()):
-        raise ValueError(f"{where}: {label!r} is its out_of_scope_label and so no class. Take it out of `labels`.")
-    _check_threshold(where, task.rejection_score, task.rejection_threshold)
-
-
-def _check_threshold(where: str, score: Any, threshold: Any) -> None:
-    if score not in (None, *REJECTION_SCORES):
-        raise ValueError(f"{where}: rejection_score {score!r} is unknown. Use one of {list(REJECTION_SCORES)}.")
-    if threshold is not None and not _is_number(threshold):
-        raise ValueError(f"{where}: rejection_threshold must be a finite number, found {threshold!r}.")
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_count(value: Any, least: int) -> bool:

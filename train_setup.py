@@ -4,6 +4,7 @@ import logging
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from datasets import DatasetDict
 from transformers import AutoConfig
@@ -13,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from configuration_mtl import MTLConfig, TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
+from mtl.calibration_plans import check_calibration_data, check_wanted_of_run, make_plans, wanted_of_run
 from mtl.checkpoints import check_checkpoint, check_same_run, last_complete_checkpoint
 from mtl.console import ProgressReport
 from mtl.data import load_sources, tokenize_splits
@@ -152,6 +154,8 @@ def _check_before_work(run: Run) -> None:
             "`rejection_threshold` of the settings. Give a task one, or leave it out."
         )
     check_rejection_data(to_fit, run.splits.get("validation"), settings.rejection_acceptance)
+    check_wanted_of_run(settings, run.tasks, **_chances(run))
+    check_calibration_data(make_plans(run.tasks, **calibration_of_run(run)), run.splits.get("validation"))
 
 
 def tasks_to_fit(run: Run) -> list[TaskConfig]:
@@ -165,6 +169,15 @@ def tasks_to_fit(run: Run) -> list[TaskConfig]:
         if (run.settings.fit_rejection is None and (trains or task.rejection_threshold is None))
         or run.settings.fit_rejection
     ]
+
+
+def calibration_of_run(run: Run) -> dict[str, Any]:
+    """Returns what is to be calibrated, as arguments of `MTLTrainer.calibrate`; see `wanted_of_run`."""
+    return wanted_of_run(run.settings, run.tasks, **_chances(run))
+
+
+def _chances(run: Run) -> dict[str, bool]:
+    return {"trains": run.trainer.freezing.num_trainable > 0, "has_validation": "validation" in run.splits}
 
 
 def with_thresholds_of(trainer: MTLTrainer, tasks: Sequence[TaskConfig]) -> tuple[TaskConfig, ...]:

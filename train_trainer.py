@@ -20,17 +20,27 @@ from transformers import set_seed
 
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
+from mtl.calibration_report import calibration_report
 from mtl.card import build_card
 from mtl.checkpoints import last_complete_checkpoint
 from mtl.console import metrics_table, sample_lines, true_labels
 from mtl.data import row_texts
-from mtl.evaluation import EvaluationResult, evaluate_split, evaluation_of_final_model
+from mtl.evaluation import EvaluationResult, evaluation_of_final_model
 from mtl.interrupt import checkpoint_when_interrupted
+from mtl.predictions import Predictions, predict_split
 from mtl.report import build_report, write_report
 from mtl.search import search, summary
 from mtl.search_space import SearchConfig
 from mtl.settings import EMBEDDED_BACKBONE, EMBEDDED_BACKBONE_NAME, RunSettings, parse_settings, resolve_backbone
-from train_setup import Run, load_model, prepare, set_up_logging, tasks_to_fit, with_thresholds_of
+from train_setup import (
+    Run,
+    calibration_of_run,
+    load_model,
+    prepare,
+    set_up_logging,
+    tasks_to_fit,
+    with_thresholds_of,
+)
 
 logger = logging.getLogger("train_trainer")
 
@@ -114,12 +124,12 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
         for name in (CARD, REPORT):  # Those of an earlier run would speak of another model.
             (run.output_dir / name).unlink(missing_ok=True)
     run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
-    run, fitted = fit_thresholds(run)
+    run, fitted = fit_decisions(run)
     if fitted:
         run.trainer.save_model(_internal_call=True)
     # The log of a resumed run may hold evaluations of an earlier process, on other data; that of a run with an adapter
     # those of the model before the adapter was merged, and any log those at the thresholds before the fit.
-    results = measure(run, from_log=not args.resume_from_checkpoint and args.peft is None and not fitted)
+    results, predictions = measure(run, from_log=not args.resume_from_checkpoint and args.peft is None and not fitted)
     report = build_report(
         args,
         tasks=run.tasks,
@@ -129,6 +139,7 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
         training=training,
         history=run.trainer.state.log_history,
         results=results,
+        calibration=calibration_report(predictions),
     )
     text = ""
     if study is not None:
@@ -142,14 +153,15 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
     return report
 
 
-def fit_thresholds(run: Run) -> tuple[Run, bool]:
-    """Fits the rejection thresholds that are to be fitted; returns the run with them, and whether there are any."""
+def fit_decisions(run: Run) -> tuple[Run, bool]:
+    """Fits the thresholds and temperatures that are to be fitted; returns the run with them, and whether it did."""
     names = [task.name for task in tasks_to_fit(run)]
-    if not names:
-        return run, False
-    acceptance = run.settings.rejection_acceptance
-    run.trainer.fit_rejection(run.splits["validation"], acceptance=acceptance, task_names=names)
-    return dataclasses.replace(run, tasks=with_thresholds_of(run.trainer, run.tasks)), True
+    validation = run.splits.get("validation")
+    if names:
+        acceptance = run.settings.rejection_acceptance
+        run.trainer.fit_rejection(validation, acceptance=acceptance, task_names=names)
+    calibrated = run.trainer.calibrate(validation, **calibration_of_run(run))
+    return dataclasses.replace(run, tasks=with_thresholds_of(run.trainer, run.tasks)), bool(names or calibrated)
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -174,16 +186,23 @@ def search_settings(run: Run) -> dict[str, Any]:
     return results
 
 
-def measure(run: Run, *, from_log: bool) -> list[EvaluationResult]:
-    """Returns the results on validation, from the log if that may have measured this very model, and on test."""
-    results = []
-    if "validation" in run.splits:
-        arguments = (run.trainer, run.splits["validation"], "validation", run.tasks)
-        known = evaluation_of_final_model(*arguments) if from_log else None
-        results.append(known or evaluate_split(*arguments))
-    if "test" in run.splits:
-        results.append(evaluate_split(run.trainer, run.splits["test"], "test", run.tasks))
-    return results
+def measure(run: Run, *, from_log: bool) -> tuple[list[EvaluationResult], list[Predictions]]:
+    """Returns the results on validation and test, and what the model says of the splits that it was run over.
+
+    Args:
+        run: The run, after training.
+        from_log: Whether the log may have measured this very model on validation, which then is not run over again.
+    """
+    results, predictions = [], []
+    for split in ("validation", "test"):
+        if split not in run.splits:
+            continue
+        arguments = (run.trainer, run.splits[split], split, run.tasks)
+        known = evaluation_of_final_model(*arguments) if from_log and split == "validation" else None
+        if known is None:
+            predictions.append(predict_split(*arguments))
+        results.append(known or predictions[-1].result)
+    return results, predictions
 
 
 def show(run: Run, results: Sequence[EvaluationResult]) -> None:

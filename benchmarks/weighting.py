@@ -1,8 +1,8 @@
 """Measures loss weightings and gradient aggregations on the embedded corpus: what they cost, and what they reach.
 
-    python benchmarks/weighting.py                            # all of them, in some hours; goes on where it stopped
-    python benchmarks/weighting.py --table                    # the table from the JSON file, as Markdown
-    python benchmarks/weighting.py --write docs/weighting.md  # the same, between the markers of that file
+    python benchmarks/weighting.py               # all of them, in some hours; goes on where it stopped
+    python benchmarks/weighting.py --table       # the table from the JSON file, as Markdown
+    python benchmarks/weighting.py --write FILE  # the same, between the markers `weighting:begin` and `:end` of a file
 
 A method is a setting of `weighting`, or `aggregation/<name>` for one of `aggregation`, with fixed weights. DWA weighs
 by the two epochs before, so in one or two epochs its weights are the fixed ones. Each training runs in a process of

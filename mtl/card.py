@@ -6,6 +6,7 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from configuration_mtl import MTLConfig, TaskConfig
+from mtl.calibration_report import calibration_limits, calibration_section
 from mtl.conflicts import summarize_conflicts
 from mtl.evaluation import EvaluationResult
 from mtl.rejection import REJECTION_METRICS
@@ -72,6 +73,7 @@ def build_card(
         *(_task_row(task) for task in config.tasks),
         "",
         *(_result_section(result) for result in results),
+        *calibration_section(report.get("calibration") or {}),
         _training_section(report, datasets, command),
         *_conflict_section(report),
         _usage_section(name),
@@ -109,11 +111,25 @@ def _task_row(task: TaskConfig) -> str:
     if not task.has_head:
         return f"| `{task.name}` | {task.problem_type}, loss {task.loss} | the embedding | {task.weight} |"
     shown = ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "") if names else task.num_labels
-    if task.rejection_threshold is not None:
-        shown = f"{shown}; `{task.out_of_scope_label}` below {task.rejection_score} {task.rejection_threshold:.4f}"
+    shown = "; ".join([str(shown), *_decision(task)])
     # A label may be any text, but a cell of a table is one line, and ends at a bar.
-    shown = " ".join(str(shown).split()).replace("|", "\\|")
+    shown = " ".join(shown.split()).replace("|", "\\|")
     return f"| `{task.name}` | {task.problem_type} | {shown} | {task.weight} |"
+
+
+def _decision(task: TaskConfig) -> list[str]:
+    """Returns what turns logits into a decision, as it was fitted or set."""
+    said = []
+    if task.calibration_temperature is not None:
+        said.append(f"temperature {task.calibration_temperature:.4f}")
+    if task.label_thresholds is not None:
+        lowest, highest = min(task.label_thresholds), max(task.label_thresholds)
+        said.append(f"thresholds of the labels from {lowest:.4f} to {highest:.4f}")
+    if task.rejection_threshold is not None:
+        said.append(f"`{task.out_of_scope_label}` below {task.rejection_score} {task.rejection_threshold:.4f}")
+    if task.abstention_threshold is not None:
+        said.append(f"abstains below score {task.abstention_threshold:.4f}")
+    return said
 
 
 def _result_section(result: EvaluationResult) -> str:
@@ -192,10 +208,11 @@ model.predict(["A sentence."])  # every task at once
 def _limits_section(config: MTLConfig, report: dict[str, Any]) -> str:
     truncated, rows = (sum(report["data"][key].values()) for key in ("truncated", "rows"))
     limit = "the tokenizer's limit" if config.max_seq_length is None else f"{config.max_seq_length} tokens"
+    scores = "".join(f"{line}\n" for line in calibration_limits(config.tasks))
     return (
         "## Limits\n\n"
         f"- Texts are cut at {limit}; of the {rows:,} rows that it was trained and measured on {truncated:,} texts "
         "were longer.\n"
-        "- Scores are softmax or sigmoid outputs and have not been calibrated.\n"
+        f"{scores}"
         "- The figures hold for data like that named above; other text may fare worse.\n"
     )

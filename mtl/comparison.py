@@ -72,9 +72,9 @@ def compare_parts(
     words = _cost_in_words(cost, len(tasks))
     verdict = judge(gains, tolerance=tolerance, level=LEVEL, num_seeds=len(seeds), cost=words)
     figures = {
-        pair.task.name: _task_figures(pair, differences, factors[pair.task.name])
-        | _probe_figures(pair.task.name, to_probe)
-        | dataclasses.asdict(verdict.by_task[pair.task.name])
+        pair.name: _task_figures(pair, differences, factors[pair.name])
+        | _probe_figures(pair.name, to_probe)
+        | dataclasses.asdict(verdict.by_task[pair.name])
         for pair in against_single
     }
     return {
@@ -104,15 +104,15 @@ def _paired(
     task: TaskConfig, metric: str, first: Sequence[FinishedPart], second: Sequence[FinishedPart]
 ) -> PairedModels:
     of_first, of_second = ([part.of_task(task.name) for part in some] for some in (first, second))
-    places, _, labels = of_first[0]
-    for part, (other_places, _, other_labels) in zip([*first, *second], [*of_first, *of_second], strict=True):
+    places, labels, _ = of_first[0]
+    for part, (other_places, other_labels, _) in zip([*first, *second], [*of_first, *of_second], strict=True):
         if not np.array_equal(places, other_places) or not np.array_equal(labels, other_labels, equal_nan=True):
             raise ValueError(
                 f"Task {task.name!r}: {part.part.name} was measured on other test rows or labels than "
                 f"{first[0].part.name}. Train it anew: remove its folder."
             )
-    logits = [(one[1], other[1]) for one, other in zip(of_first, of_second, strict=True)]
-    return PairedModels(task, metric, places, labels, logits)
+    models = [(one[2], other[2]) for one, other in zip(of_first, of_second, strict=True)]
+    return PairedModels(task.name, metric, places, labels, models)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -126,7 +126,7 @@ class _Differences:
     @classmethod
     def of(cls, pairs: Sequence[PairedModels], resamples: int) -> "_Differences":
         drawn = drawn_differences(pairs, resamples=resamples, seed=_SEED_OF_ROWS)
-        scores = {pair.task.name: pair.scores() for pair in pairs}  # (2, seeds) each
+        scores = {pair.name: pair.scores() for pair in pairs}  # (2, seeds) each
         # Bonferroni: that any of the intervals misses is at most as likely as that one of `LEVEL` does.
         level = 1 - (1 - LEVEL) / max(1, len(drawn))
         of_task = {name: interval(some, drawn.get(name), level=level) for name, some in scores.items()}
@@ -159,8 +159,8 @@ def _mean_gain(differences: _Differences, factors: Mapping[str, float | None]) -
 
 
 def _task_figures(pair: PairedModels, differences: _Differences, factor: float | None) -> dict[str, Any]:
-    difference = differences.of_task[pair.task.name]
-    multi, single = differences.scores[pair.task.name]
+    difference = differences.of_task[pair.name]
+    multi, single = differences.scores[pair.name]
     return {
         "metric": pair.metric,
         "lower_is_better": pair.metric in LOWER_IS_BETTER,

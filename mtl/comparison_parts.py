@@ -19,10 +19,12 @@ from mtl.arguments import MTLTrainingArguments
 from mtl.checkpoints import is_whole_safetensors
 from mtl.comparison_plan import MULTI, PlannedPart
 from mtl.labels import label_column
+from mtl.paired_intervals import Said
 from mtl.report import write_report
 from mtl.settings import RunSettings
 from mtl.sources import FURTHER_COLUMNS
 from mtl.teacher_columns import teacher_column
+from mtl.weighted_metrics import labelled_rows as has_label
 from tasks_mtl import FURTHER_TEXTS, IGNORE_INDEX, INTEGER_LABEL_TYPES
 
 PLACE = "place"
@@ -39,7 +41,8 @@ _WITHOUT_EFFECT = frozenset({
 _PREFIXES_WITHOUT_EFFECT = ("logging_", "log_", "hub_", "push_", "dataloader_", "ddp_", "trackio_")
 _OF_MODEL = (
     "backbone_revision", "backbone_dropout", "pooling", "normalize_for_heads", "head_dropout", "max_length",
-    "other_tasks", "fit_rejection", "rejection_acceptance",
+    "other_tasks", "fit_rejection", "rejection_acceptance", "calibrate", "fit_label_thresholds",
+    "abstention_error_rate",
 )  # fmt: skip
 """Settings of a run on which figures depend, beside the rows, the tasks and the encoder."""
 
@@ -188,7 +191,7 @@ class FinishedPart:
 
     Args:
         part: The part.
-        record: Its figures.
+        record: Its figures, and under `task_configs` its tasks with the thresholds by which it decides.
         places: Place of each of its test rows among all of them, rising. Shape (N,).
         logits: Outputs by task, see `mtl.predictions`. Shape (N, C) each.
         labels: Labels by task. Shape (N,) or (N, C) each.
@@ -200,12 +203,12 @@ class FinishedPart:
     logits: dict[str, npt.NDArray]
     labels: dict[str, npt.NDArray]
 
-    def of_task(self, task: str) -> tuple[npt.NDArray, npt.NDArray, npt.NDArray]:
-        """Returns places, logits and labels of the test rows that have a label of a task, and not out of scope."""
+    def of_task(self, task: str) -> tuple[npt.NDArray[np.int64], npt.NDArray, Said]:
+        """Returns places and labels of the test rows of a task, less those out of scope, and what is said of them."""
+        config = next(TaskConfig(**fields) for fields in self.record["task_configs"] if fields["name"] == task)
         labels = self.labels[task]
-        is_integer = np.issubdtype(labels.dtype, np.integer)
-        given = labels >= 0 if is_integer else ~np.isnan(labels.reshape(len(labels), -1)).all(axis=1)  # (N,)
-        return self.places[given], self.logits[task][given], labels[given]
+        given = has_label(labels)  # (N,)
+        return self.places[given], labels[given], Said(config, self.logits[task][given])
 
 
 def in_order(predictions: Any) -> dict[str, npt.NDArray]:

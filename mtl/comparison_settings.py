@@ -20,6 +20,7 @@ from mtl.metrics import METRICS, PRIMARY_METRIC
 from mtl.rejection import rejects
 from mtl.sampling import ANNEALED
 from mtl.settings import RunSettings
+from tasks_mtl import CLASS_TYPES, MULTI_LABEL, PROBABILITY_TYPES
 
 PROGRAM = "mtl compare"
 _LEAST_RESAMPLES = 100
@@ -89,6 +90,14 @@ class CompareSettings(RunSettings):
         values |= {"tasks": [task for task in self.tasks if task["name"] in names], "teacher": []}
         if not any(map(rejects, tasks)):
             values |= {"fit_rejection": None, "rejection_acceptance": None}
+        # What no task of the part can have fitted, and would be refused.
+        for key, types, given, default in (
+            ("calibrate", PROBABILITY_TYPES, "calibration_temperature", None),
+            ("fit_label_thresholds", (MULTI_LABEL,), "label_thresholds", False),
+            ("abstention_error_rate", CLASS_TYPES, "abstention_threshold", None),
+        ):
+            if not any(task.problem_type in types and getattr(task, given) is None for task in tasks):
+                values[key] = default
         return RunSettings(**values)
 
 

@@ -1,9 +1,9 @@
 """Sources -> one `DatasetDict`, whose rows carry a text and every task's label or "missing" -> its tokens.
 
 Columns: `text`, one `label_<task>` for each task (see [`label_column`]), and `source`, the name of the source; where a
-source has them, `text_pair`, encoded together with the text, `further_1` and `further_2`, each for itself, and a
-`teacher_<task>`. Which rows are in which split is told in `mtl.splits`, what a label cell means in `mtl.labels`, a
-teacher's in `mtl.teacher_columns`.
+source has them, `text_pair`, encoded together with the text, `further_1` and `further_2`, each for itself, a
+`teacher_<task>`, and a `slice_<column>` for each of its `slices`. Which rows are in which split is told in
+`mtl.splits`, what a label cell means in `mtl.labels`, a teacher's in `mtl.teacher_columns`.
 """
 
 import logging
@@ -30,7 +30,7 @@ from inference_mtl import Text, tokenize
 from mtl.content_keys import cache_file, key_of, key_of_rows, key_of_tokenizer
 from mtl.labels import count_labelled, encode_labels, label_column, resolve_task
 from mtl.parts import Part, is_blank, read_source
-from mtl.sources import FURTHER_COLUMNS, PAIR_COLUMN, SPLITS, TEXT_COLUMN, SourceConfig
+from mtl.sources import FURTHER_COLUMNS, PAIR_COLUMN, SLICE_PREFIX, SPLITS, TEXT_COLUMN, SourceConfig
 from mtl.splits import check_overlap, cut_missing_splits
 from mtl.teacher_columns import encode_teacher, teacher_column
 from tasks_mtl import FURTHER_TEXTS, POSITIVE_PAIRS, TRIPLETS
@@ -89,8 +89,10 @@ def load_sources(
     if not any(part.split == "train" for part in parts):
         logger.warning("No source has a split 'train': there is nothing to train on.")
     columns = _text_columns(sources)
+    sliced = list(dict.fromkeys(name for source in sources for name in source.slices))
     tables = {
-        split: [_encode(part, tasks, columns, in_columns) for part in parts if part.split == split] for split in SPLITS
+        split: [_encode(part, tasks, columns, in_columns, sliced) for part in parts if part.split == split]
+        for split in SPLITS
     }
     splits = {split: pa.concat_tables(some) for split, some in tables.items() if some}
     splits = check_overlap(splits, drop=drop_overlap)
@@ -164,13 +166,26 @@ def _text_columns(sources: Sequence[SourceConfig]) -> list[str]:
     return [*pair, *FURTHER_COLUMNS[: max(len(source.compare_with) for source in sources)]]
 
 
-def _encode(part: Part, tasks: Sequence[TaskConfig], columns: Sequence[str], in_columns: Collection[str]) -> pa.Table:
+def _encode(
+    part: Part,
+    tasks: Sequence[TaskConfig],
+    columns: Sequence[str],
+    in_columns: Collection[str],
+    sliced: Sequence[str],
+) -> pa.Table:
     own = dict(zip(FURTHER_COLUMNS, part.source.compare_with, strict=False)) | {PAIR_COLUMN: part.source.text_pair}
     texts = {column: _texts_or_null(part, own.get(column)) for column in columns}
     labels = {label_column(task.name): encode_labels(task, part) for task in tasks}
     teachers = {teacher_column(task.name): encode_teacher(task, part) for task in tasks if task.name in in_columns}
     sources = pa.repeat(part.source.name, len(part.rows))
-    return pa.table({TEXT_COLUMN: part.texts.cast(pa.string()), **texts, **labels, **teachers, "source": sources})
+    slices = {f"{SLICE_PREFIX}{name}": _slice_or_null(part, name) for name in sliced}
+    own = {TEXT_COLUMN: part.texts.cast(pa.string()), **texts, **labels, **teachers, "source": sources}
+    return pa.table(own | slices)
+
+
+def _slice_or_null(part: Part, column: str) -> pa.Array | pa.ChunkedArray:
+    is_there = column in part.source.slices
+    return part.table[column].cast(pa.string()) if is_there else pa.nulls(len(part.rows), pa.string())
 
 
 def _texts_or_null(part: Part, column: str | None) -> pa.Array | pa.ChunkedArray:

@@ -11,11 +11,13 @@ import torch
 from datasets import Dataset
 from transformers import EvalPrediction, Trainer
 
+from classification_mtl import chosen_labels
 from configuration_mtl import TaskConfig
 from heads_mtl import task_loss
+from mtl.abstention import ABSTENTION_METRICS, abstention_metrics
 from mtl.metrics import METRICS, PRIMARY_METRIC, aggregate_score, compute_task_metrics
-from mtl.rejection import REJECTION_METRICS, rejection_metrics, rejects
-from tasks_mtl import IGNORE_INDEX, OUT_OF_SCOPE_INDEX, valid_labels
+from mtl.rejection import REJECTION_METRICS, THRESHOLD_METRICS, rejection_metrics, rejects
+from tasks_mtl import CLASS_TYPES, IGNORE_INDEX, OUT_OF_SCOPE_INDEX, valid_labels
 
 
 @dataclass(frozen=True)
@@ -26,8 +28,8 @@ class EvaluationResult:
         split: Name of the split.
         num_rows: Rows in it.
         score: Mean over tasks of the primary metric.
-        metrics: For each task its metrics, with `loss` (unweighted mean) and `support` (labelled rows), and those of
-            rejection if it has an `out_of_scope_label`.
+        metrics: For each task its metrics, with `loss` (unweighted mean) and `support` (labelled rows), those of
+            rejection if it has an `out_of_scope_label`, and those of abstention if it has a threshold for it.
         primary: Name of each task's primary metric.
         seconds: Wall-clock time of the pass over the split.
     """
@@ -103,17 +105,23 @@ class EvaluationMetrics:
     def by_task(self, logits: dict[str, np.ndarray], labels: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
         """Returns each task's metrics and loss, from logits, (N, C), and labels, (N,) or (N, C).
 
-        Accuracy and its like are those of the rows that are of a class, without a threshold.
+        Accuracy and its like are those of the rows that are of a class, without rejection or abstention; F1 of a
+        multi-label task is that of its `label_thresholds`. Losses are without temperature.
         """
         results = {}
         for task in self.tasks:
             outputs, targets = logits[task.name], labels[task.name]
             inside = np.where(targets == OUT_OF_SCOPE_INDEX, IGNORE_INDEX, targets) if rejects(task) else targets
-            metrics = dict(compute_task_metrics(task.problem_type, outputs, inside))
+            chosen = None
+            if task.label_thresholds is not None:
+                chosen = chosen_labels(task, torch.from_numpy(outputs)).numpy()  # (N, C)
+            metrics = dict(compute_task_metrics(task.problem_type, outputs, inside, chosen=chosen))
             if metrics["support"] > 0:
                 metrics["loss"] = _mean_loss(task, torch.from_numpy(outputs), torch.from_numpy(targets))
             if rejects(task):
                 metrics |= rejection_metrics(task, outputs, targets)
+            if task.abstention_threshold is not None:
+                metrics |= abstention_metrics(task, outputs, targets)
             results[task.name] = metrics
         return results
 
@@ -167,7 +175,15 @@ def evaluation_of_final_model(
 def metric_keys(task: TaskConfig) -> list[str]:
     """Returns the keys of all metrics that a task may have, with those that need labels or a threshold."""
     keys = [*(metric.key for metric in METRICS[task.problem_type]), "loss", "support"]
-    return [*keys, *REJECTION_METRICS] if rejects(task) else keys
+    keys += REJECTION_METRICS if rejects(task) else ()
+    return [*keys, *ABSTENTION_METRICS] if task.problem_type in CLASS_TYPES else keys
+
+
+def keys_without_threshold(task: TaskConfig) -> list[str]:
+    """Returns the keys of the metrics of a task that are measured at a threshold which it does not have."""
+    rejection = THRESHOLD_METRICS if rejects(task) and task.rejection_threshold is None else ()
+    is_open = task.problem_type in CLASS_TYPES and task.abstention_threshold is None
+    return [*rejection, *(ABSTENTION_METRICS if is_open else ())]
 
 
 def doubled_metric(tasks: Sequence[TaskConfig]) -> tuple[str, str, str] | None:

@@ -221,7 +221,7 @@ PRIMARY_METRIC = {
     TRIPLETS: "accuracy",
     CONTRASTIVE: "accuracy",
 }
-LOWER_IS_BETTER = frozenset({"loss", "rmse", "mae"})
+LOWER_IS_BETTER = frozenset({"loss", "rmse", "mae", "kept_error"})
 
 # Problem type -> what the metrics are given, from logits (N, C); for regression and scored pairs the numbers are it.
 _PREDICTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
@@ -231,7 +231,9 @@ _PREDICTIONS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarray) -> dict[str, float]:
+def compute_task_metrics(
+    problem_type: str, logits: np.ndarray, labels: np.ndarray, *, chosen: np.ndarray | None = None
+) -> dict[str, float]:
     """Compute every metric of one task over the rows that have a label.
 
     Args:
@@ -241,6 +243,8 @@ def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarr
         labels: For single-label and ordinal classification (N,) class ids, -100 = missing. For multi-label
             classification (N, C) of 0 and 1, nan = missing: a row of only nan is dropped, and of a partly missing row
             just the missing cells are left out. For regression (N,) or (N, C) numbers, nan = missing in the same way.
+        chosen: For multi-label classification, (N, C), whether each label is predicted, where another threshold than
+            probability 0.5 decides. Average precision goes by the logits all the same.
 
     Returns:
         The score of each class in `METRICS[problem_type]` under its `key`, and `support`, the number of labelled
@@ -267,6 +271,7 @@ def compute_task_metrics(problem_type: str, logits: np.ndarray, labels: np.ndarr
         logger.warning("%s: %d of %d labelled rows have a nan logit", problem_type, broken.sum(), len(labels))
         return {**{metric.key: np.nan for metric in METRICS[problem_type]}, "support": len(labels)}
     predictions = _PREDICTIONS[problem_type](logits) if problem_type in _PREDICTIONS else logits  # (N,) or (N, C)
+    predictions = predictions if chosen is None else np.asarray(chosen)[labelled].astype(np.float64)
     scores = {
         # The sigmoid ties large logits, in float64 from 37 up, whose order average precision needs.
         metric.key: float(metric.score(logits if metric is MeanAveragePrecision else predictions, labels))

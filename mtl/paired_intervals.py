@@ -18,14 +18,13 @@ import numpy.typing as npt
 import scipy.stats
 
 from configuration_mtl import TaskConfig
-from mtl.metrics import compute_task_metrics
-from tasks_mtl import CONTRASTIVE, POSITIVE_PAIRS, SINGLE_LABEL
+from mtl.bootstrap import resampled_counts
+from mtl.evaluation import EvaluationMetrics
+from mtl.weighted_metrics import Weighing, weighing
 
-WITHOUT_INTERVAL = (POSITIVE_PAIRS, CONTRASTIVE)
-"""Types whose metric sets the rows against each other: a row that is drawn twice would find itself."""
 _MOST_UNDEFINED = 0.05
 """Share of the resamples in which a metric may be undefined; what is left speaks for all of them."""
-_RESAMPLES_AT_ONCE = 100
+_CELLS_AT_ONCE = 500_000
 
 
 @dataclass(frozen=True)
@@ -50,31 +49,61 @@ class Estimate:
 
 
 @dataclass(frozen=True, eq=False)
+class Said:
+    """What a model says of the rows of a task.
+
+    Args:
+        task: The task, with the thresholds by which this model decides.
+        logits: Its outputs. Shape (N, C).
+    """
+
+    task: TaskConfig
+    logits: npt.NDArray
+
+    def score(self, labels: npt.NDArray, metric: str) -> float:
+        """Returns a metric of it; nan if it is undefined."""
+        name = self.task.name
+        metrics = EvaluationMetrics([self.task]).by_task({name: self.logits}, {name: labels})[name]
+        return float(metrics.get(metric, np.nan))
+
+    def weighing(self, labels: npt.NDArray) -> Weighing | None:
+        """Returns the function that gives its metrics by how often rows count; None where these can have no interval.
+
+        That is where an output is not finite, or a metric sets the rows against each other, so that a row which is
+        drawn twice would find itself.
+        """
+        # A triplet without a negative has nan in its place.
+        needed = self.logits if self.task.has_head else self.logits[:, :1]
+        return weighing(self.task, self.logits, labels) if np.isfinite(needed).all() else None
+
+
+@dataclass(frozen=True, eq=False)
 class PairedModels:
     """What two kinds of model, trained with the same seeds, say of the rows that have a label of a task.
 
     Args:
-        task: The task.
+        name: Name of the task.
         metric: Key of the metric by which they are compared.
         places: Place of each row among all rows of the split, so that tasks share the rows that are drawn. Shape (N,).
-        labels: Labels, see `compute_task_metrics`. Shape (N,) or (N, C).
-        logits: Outputs of both for each seed. Shape (N, C) each.
+        labels: Labels, none of them missing, see `mtl.predictions`. Shape (N,) or (N, C).
+        models: What both say, for each seed.
     """
 
-    task: TaskConfig
+    name: str
     metric: str
     places: npt.NDArray[np.int64]
     labels: npt.NDArray
-    logits: Sequence[tuple[npt.NDArray, npt.NDArray]]
+    models: Sequence[tuple[Said, Said]]
 
-    def scores(self, rows: npt.NDArray[np.int64] | slice = slice(None)) -> npt.NDArray[np.float64]:
-        """Returns the metric of both models on some rows. Shape (2, seeds)."""
-        return np.array([[self.score(some, rows) for some in both] for both in self.logits]).T
+    def scores(self) -> npt.NDArray[np.float64]:
+        """Returns the metric of both models. Shape (2, seeds)."""
+        return np.array([[model.score(self.labels, self.metric) for model in both] for both in self.models]).T
 
-    def score(self, logits: npt.NDArray, rows: npt.NDArray[np.int64] | slice = slice(None)) -> float:
-        """Returns the metric of some outputs; nan if it is undefined."""
-        metrics = compute_task_metrics(self.task.problem_type, logits[rows], self.labels[rows])
-        return float(metrics.get(self.metric, np.nan))
+    def weighings(self) -> list[list[Weighing]] | None:
+        """Returns for each seed what gives both models' metrics by how often rows count, if all have intervals."""
+        found = [[model.weighing(self.labels) for model in both] for both in self.models]
+        known = [[one for one in both if one is not None] for both in found]
+        return known if known == found else None
 
 
 def drawn_differences(
@@ -86,36 +115,27 @@ def drawn_differences(
     those of them that have its label. So what tasks that label the same rows have in common is in it.
 
     Args:
-        pairs: What is compared, of each task; tasks without an interval are left out.
+        pairs: What is compared, of each task; tasks that can have no interval are left out.
         resamples: Count of resamples.
         seed: Seed of the draws.
     """
-    pairs = [pair for pair in pairs if pair.task.problem_type not in WITHOUT_INTERVAL]
-    if not pairs:
+    known = [(pair, functions) for pair in pairs if (functions := pair.weighings()) is not None]
+    if not known:
         return {}
-    union = np.unique(np.concatenate([pair.places for pair in pairs]))  # (M,)
-    columns = {pair.task.name: np.searchsorted(union, pair.places) for pair in pairs}  # (N,) each
-    found: dict[str, list[npt.NDArray[np.float64]]] = {pair.task.name: [] for pair in pairs}
+    union = np.unique(np.concatenate([pair.places for pair, _ in known]))  # (M,)
+    columns = {pair.name: np.searchsorted(union, pair.places) for pair, _ in known}  # (N,) each
+    found: dict[str, list[npt.NDArray[np.float64]]] = {pair.name: [] for pair, _ in known}
     rng = np.random.default_rng(seed)
-    for start in range(0, resamples, _RESAMPLES_AT_ONCE):
-        draws = rng.integers(len(union), size=(min(_RESAMPLES_AT_ONCE, resamples - start), len(union)))
-        counts = np.stack([np.bincount(some, minlength=len(union)) for some in draws])  # (R, M)
-        for pair in pairs:
-            found[pair.task.name].append(_mean_differences(pair, counts[:, columns[pair.task.name]]))
+    at_once = max(1, _CELLS_AT_ONCE // len(union))
+    for start in range(0, resamples, at_once):
+        counts = resampled_counts(rng, min(at_once, resamples - start), len(union))  # (R, M)
+        for pair, functions in known:
+            mine = counts[:, columns[pair.name]]  # (R, N)
+            with np.errstate(divide="ignore", invalid="ignore"):  # A draw without a row of the task is nan.
+                drawn = [[weighed(mine)[pair.metric] for weighed in both] for both in functions]
+            first, second = np.mean(drawn, axis=0)  # (R,) each
+            found[pair.name].append(first - second)
     return {name: np.concatenate(some) for name, some in found.items()}
-
-
-def _mean_differences(pair: PairedModels, counts: npt.NDArray[np.int64]) -> npt.NDArray[np.float64]:
-    """Returns the mean difference over the seeds, (R,), where rows count as often as `counts`, (R, N), says."""
-    if pair.metric == "accuracy" and pair.task.problem_type == SINGLE_LABEL:
-        # A mean over the rows: one product in place of a metric for each resample.
-        right = [[(some.argmax(axis=1) == pair.labels).astype(np.float64) for some in both] for both in pair.logits]
-        gained = np.mean([first - second for first, second in right], axis=0)  # (N,)
-        totals = counts.sum(axis=1)  # (R,)
-        return np.divide(counts @ gained, totals, out=np.full(len(counts), np.nan), where=totals > 0)
-    rows = np.arange(len(pair.labels))
-    means = [pair.scores(np.repeat(rows, some)).mean(axis=1) for some in counts]
-    return np.array([first - second for first, second in means])
 
 
 def interval(scores: npt.NDArray[np.float64], drawn: npt.NDArray[np.float64] | None, *, level: float) -> Estimate:

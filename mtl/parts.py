@@ -88,6 +88,11 @@ def read_source(
     return {split: parts[split] for split in SPLITS if split in parts}
 
 
+def column_names(source: SourceConfig, *, base_dir: str | os.PathLike[str] | None = None) -> list[str]:
+    """Returns the columns that a source has in any of its splits; raises as `read_source` does."""
+    return list(dict.fromkeys(name for columns, _ in _read_tables(source, base_dir).values() for name in columns))
+
+
 def _read_tables(source: SourceConfig, base_dir: str | os.PathLike[str] | None) -> dict[str, Table]:
     if source.path is None:
         return {split: _read_file(source, _local(file, base_dir)) for split, file in (source.files or {}).items()}
@@ -135,6 +140,7 @@ def _read_file(source: SourceConfig, path: Path) -> Table:
 
 def _wanted(source: SourceConfig) -> set[str]:
     columns = {*(column for _, column in source.text_columns), *source.labels.values(), *source.teachers.values()}
+    columns |= {*source.slices}
     return columns | ({source.split_column} if source.split_column else set())
 
 
@@ -197,9 +203,18 @@ def _as_part(source: SourceConfig, split: str, loaded: Table) -> Part:
         if column not in columns:
             task = setting.partition(".")[2]
             raise ValueError(f"Task {task!r}: column {column!r} is not in {where}. Set `{setting}` in the source.")
+    _check_slices(source, table, where)
     if source.split_column is not None and source.split_column not in columns:
         raise ValueError(f"Split column {source.split_column!r} is not in {where}. Set `split_column` in the source.")
     return Part(source, split, _plain(table), _class_names(table.schema), np.arange(table.num_rows))
+
+
+def _check_slices(source: SourceConfig, table: pa.Table, where: str) -> None:
+    for column in source.slices:
+        if column not in table.column_names:
+            raise ValueError(f"Column {column!r} of `slices` is not in {where}. Correct it, or leave it out.")
+        if pa.types.is_nested(table.schema.field(column).type):
+            raise ValueError(f"Column {column!r} of `slices` holds lists or records in {where}. Leave it out.")
 
 
 def _plain(table: pa.Table) -> pa.Table:

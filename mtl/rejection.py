@@ -18,6 +18,7 @@ from datasets import Dataset
 from classification_mtl import confidence
 from configuration_mtl import TaskConfig
 from mtl.labels import label_column
+from mtl.midway import midway
 from tasks_mtl import OUT_OF_SCOPE_INDEX
 
 logger = logging.getLogger(__name__)
@@ -227,7 +228,5 @@ def _edges(confidences: npt.NDArray[np.float64]) -> tuple[npt.NDArray[np.float64
     """Returns thresholds, rising, that part rows in every way, (E,), and how many rows are below each, (E,)."""
     values, counts = np.unique(confidences, return_counts=True)
     # One logit, or more than any probability, from the outermost rows: all are accepted there, or rejected.
-    midway = (values[:-1] + values[1:]) / 2
-    midway = np.where(midway > values[:-1], midway, values[1:])  # Between two neighbours in float64 there is nothing.
-    edges = np.concatenate([[values[0] - 1.0], midway, [values[-1] + 1.0]])
+    edges = np.concatenate([[values[0] - 1.0], midway(values), [values[-1] + 1.0]])
     return edges, np.concatenate([[0], np.cumsum(counts)])

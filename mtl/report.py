@@ -29,6 +29,7 @@ def build_report(
     training: dict[str, Any],
     history: Sequence[dict[str, float]],
     results: Sequence[EvaluationResult],
+    calibration: dict[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Gathers a run's figures as JSON-ready values.
 
@@ -41,6 +42,7 @@ def build_report(
         training: Metrics of the training, such as its runtime in seconds.
         history: The trainer's log.
         results: Results on the splits.
+        calibration: What temperatures and thresholds change, see `mtl.calibration_report`.
     """
     conflicts = summarize_conflicts(history)
     return {
@@ -57,6 +59,7 @@ def build_report(
         "conflicts": None if conflicts is None else conflicts.to_dict(),
         "peak_memory_mib": round(peak_memory_mib(), 1),
         "history": [{key: json_number(value) for key, value in entry.items()} for entry in history],
+        "calibration": calibration or {},
         "results": {result.split: result.to_dict() for result in results},
         **environment(args.device),
     }

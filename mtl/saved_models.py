@@ -79,14 +79,18 @@ def check_complete(what: str, loading: Mapping[str, Any], fix: str) -> None:
 
 
 def _as_wanted(saved: TaskConfig, wanted: TaskConfig) -> TaskConfig:
-    """Returns a saved task as the settings want it trained; a fitted threshold stays unless it means another thing."""
+    """Returns a saved task as the settings want it trained; what was fitted stays unless it means another thing."""
     if not saved.has_head:
         return wanted
     keys = ("out_of_scope_label", "rejection_score")
     is_same = all(getattr(saved, key) == getattr(wanted, key) for key in keys)
     if wanted.rejection_threshold is None and is_same:
         wanted = dataclasses.replace(wanted, rejection_threshold=saved.rejection_threshold)
-    settings = ("weight", "label_smoothing", *keys, "rejection_threshold")
+    fitted = ("calibration_temperature", "label_thresholds", "abstention_threshold")
+    if wanted.calibration_temperature in (None, saved.calibration_temperature):
+        kept = {key: getattr(saved, key) for key in fitted if getattr(wanted, key) is None}
+        wanted = dataclasses.replace(wanted, **kept)
+    settings = ("weight", "label_smoothing", *keys, "rejection_threshold", *fitted)
     return dataclasses.replace(saved, **{key: getattr(wanted, key) for key in settings})
 
 

@@ -62,6 +62,12 @@ class RunSettings:
             after a training, and where a task has none yet; a `rejection_threshold` in the settings of a task stays.
         rejection_acceptance: Share of the validation rows in scope that thresholds are to accept. If not given, they
             make most rows of validation right, for which some must be out of scope.
+        calibrate: Whether temperatures are fitted on validation, see `mtl.calibration`. If not given, after a training
+            where there is a validation split; a `calibration_temperature` in the settings of a task stays.
+        fit_label_thresholds: Whether multi-label tasks get a threshold for each label, at which its F1 on validation
+            is largest; a task's own `label_thresholds` stay. Those of a saved model are fitted anew when it trains on.
+        abstention_error_rate: Share of the validation rows that `predict` does not abstain on which may be wrong:
+            single-label and ordinal tasks get a threshold for it. A task's own `abstention_threshold` stays.
         num_samples: Count of test rows shown with predicted and true labels at the end.
         license: Licence of the trained model, as the Hub writes it (`apache-2.0`), for its card.
         language: Languages of the texts, as codes (`en`), for the card.
@@ -93,6 +99,13 @@ class RunSettings:
     )
     rejection_acceptance: float | None = field(
         default=None, metadata={"help": "Share of the rows in scope that rejection thresholds are to accept."}
+    )
+    calibrate: bool | None = field(
+        default=None, metadata={"help": "Fit temperatures on validation; after a training if not given."}
+    )
+    fit_label_thresholds: bool = field(default=False, metadata={"help": "Fit thresholds of labels on validation."})
+    abstention_error_rate: float | None = field(
+        default=None, metadata={"help": "Share of the rows that are not abstained on which may be wrong."}
     )
     num_samples: int = field(default=3, metadata={"help": "Test rows shown at the end."})
     license: str | None = field(default=None, metadata={"help": "Licence of the trained model, for its card."})

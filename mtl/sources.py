@@ -12,6 +12,8 @@ from mtl.files import READERS
 
 TEXT_COLUMN = "text"
 PAIR_COLUMN = "text_pair"
+SLICE_PREFIX = "slice_"
+"""What stands before the name of a column by which figures are broken down."""
 FURTHER_COLUMNS = ("further_1", "further_2")
 """Columns of a row's second and third text, which are encoded for themselves."""
 SPLITS = ("train", "validation", "test")
@@ -42,6 +44,7 @@ class SourceConfig:
             embedding compare the first text: partner or positive, then the negative. An empty cell is no text.
         pairs: Tasks that learn from the texts alone, without a label: `positive_pairs` and `triplets`.
         teachers: Column of each task that holds what a teacher says of the text; see `mtl.teacher_columns`.
+        slices: Further columns by which an evaluation breaks its figures down; see `mtl.slices`.
 
     Raises:
         ValueError: For a value that is empty or of the wrong type, an unknown split name, or settings that exclude
@@ -61,6 +64,7 @@ class SourceConfig:
     compare_with: Sequence[str] = ()
     pairs: Sequence[str] = ()
     teachers: Mapping[str, str] = field(default_factory=dict)
+    slices: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         """Validates the settings and fills in the name."""
@@ -72,7 +76,7 @@ class SourceConfig:
             object.__setattr__(self, "path", os.fspath(self.path))
         object.__setattr__(self, "labels", _strings(self.name, "labels", self.labels))
         object.__setattr__(self, "teachers", _strings(self.name, "teachers", self.teachers))
-        for key in ("compare_with", "pairs"):
+        for key in ("compare_with", "pairs", "slices"):
             object.__setattr__(self, key, self._names(key, getattr(self, key)))
         for key in ("path", "text", "text_pair", "name", "split_column", "label_separator", "config_name", "revision"):
             value = getattr(self, key)

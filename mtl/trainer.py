@@ -2,7 +2,6 @@
 
 import contextlib
 import logging
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -24,12 +23,11 @@ from mtl.gradient_balance import ConflictCallback, GradientBalance
 from mtl.initial_losses import initial_losses
 from mtl.optimization import head_rate, learning_rates, set_learning_rates
 from mtl.preservation import PRESERVATION, Preservation, count_rows
-from mtl.rejection import fit_rejection, tasks_that_reject, with_thresholds
 from mtl.sharded import check_sharding, is_sharding_asked_for
 from mtl.smoothing import label_smoothing
 from mtl.task_losses import TaskLossMeans
 from mtl.trainer_checks import check_arguments, check_prefix, check_train_columns, warn_of_no_effect
-from mtl.trainer_data import DataTrainer
+from mtl.trainer_decisions import DecisionTrainer
 from mtl.trainer_state import EarlyStopping
 from mtl.weighting import make_weighting
 from mtl.weighting_callback import WeightingCallback
@@ -37,7 +35,7 @@ from mtl.weighting_callback import WeightingCallback
 logger = logging.getLogger(__name__)
 
 
-class MTLTrainer(DataTrainer):
+class MTLTrainer(DecisionTrainer):
     """Trains an [`MTLModel`] on rows that carry labels for some or all of its tasks.
 
     The loss of a task is the sum over its valid labels divided by their count in the whole optimizer step, over all
@@ -218,23 +216,6 @@ class MTLTrainer(DataTrainer):
     ) -> tuple[Tensor | None, Any, Any]:
         """Leaves out teachers and original embeddings: evaluation is by labels; see `Trainer.prediction_step`."""
         return super().prediction_step(model, without_guidance(inputs), prediction_loss_only, ignore_keys)
-
-    def fit_rejection(
-        self, dataset: Any = None, *, acceptance: float | None = None, task_names: Sequence[str] | None = None
-    ) -> dict[str, float]:
-        """Fits the rejection thresholds of tasks, by default of all that have an `out_of_scope_label`.
-
-        From then on the model, its configuration and every evaluation have them; see `mtl.rejection.fit_rejection`,
-        also for what is raised. Without a data set it is `eval_dataset`.
-        """
-        chosen = tasks_that_reject(self.tasks, task_names)
-        rows = self.eval_dataset if dataset is None else dataset
-        thresholds = fit_rejection(self, rows, chosen, acceptance=acceptance)
-        self.model.config.tasks = with_thresholds(self.tasks, thresholds)
-        self.tasks = tuple(self.model.config.tasks)
-        if isinstance(self.compute_metrics, EvaluationMetrics):
-            self.compute_metrics = EvaluationMetrics(self.tasks)
-        return thresholds
 
     def _get_num_items_in_batch(self, batch_samples: list[dict[str, Any]], device: torch.device) -> Any:
         """Counts what each task learns from in all micro-batches of a step, over all ranks."""

@@ -11,9 +11,9 @@ from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.adapters import has_adapter
 from mtl.arguments import MTLTrainingArguments
-from mtl.evaluation import doubled_metric, metric_keys
+from mtl.evaluation import doubled_metric, keys_without_threshold, metric_keys
 from mtl.labels import count_labelled, label_column
-from mtl.metrics import METRICS
+from mtl.metrics import METRICS, PRIMARY_METRIC
 from mtl.optimization import learning_rates
 from mtl.rejection import THRESHOLD_METRICS
 from mtl.teacher_columns import teacher_column
@@ -73,11 +73,16 @@ def check_arguments(model: MTLModel, args: MTLTrainingArguments, others: Mapping
 def _check_best_metric(tasks: Sequence[TaskConfig], args: MTLTrainingArguments) -> None:
     name = (args.metric_for_best_model or "").removeprefix("eval_")
     for task in tasks:
-        if task.rejection_threshold is None and name in [f"{task.name}_{metric}" for metric in THRESHOLD_METRICS]:
+        metric = name.removeprefix(f"{task.name}_")
+        if metric != name and metric in keys_without_threshold(task):
+            is_rejection = metric in THRESHOLD_METRICS
+            kind, instead = (
+                ("rejection", "oos_auroc") if is_rejection else ("abstention", PRIMARY_METRIC[task.problem_type])
+            )
             raise ValueError(
-                f"metric_for_best_model={args.metric_for_best_model!r} is measured at the rejection threshold of task "
-                f"{task.name!r}, which is fitted after training only. Choose '{task.name}_oos_auroc', or set the "
-                "task's `rejection_threshold`."
+                f"metric_for_best_model={args.metric_for_best_model!r} is measured at the {kind} threshold of task "
+                f"{task.name!r}, which is fitted after training only. Choose '{task.name}_{instead}', or set the "
+                f"task's `{kind}_threshold`."
             )
 
 
@@ -108,12 +113,12 @@ def _check_metric_names(tasks: Sequence[TaskConfig]) -> None:
 
 def _measured(task: TaskConfig, rows: Any) -> list[str]:
     """Returns the names of the metrics of a task on some rows; without a labelled one that of their count alone."""
-    absent = () if task.rejection_threshold is not None else THRESHOLD_METRICS
+    absent = keys_without_threshold(task)
     if isinstance(rows, Dataset):  # What streams is not read for this.
         column = label_column(task.name)
         has_column = column in rows.column_names
         if not has_column or not count_labelled(task, rows.select_columns(column).with_format("arrow")[:][column]):
-            absent = (*absent, "loss", *(metric.key for metric in METRICS[task.problem_type]))
+            absent += ["loss", *(metric.key for metric in METRICS[task.problem_type])]
     return [f"{task.name}_{key}" for key in metric_keys(task) if key not in absent]
 
 

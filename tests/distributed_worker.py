@@ -81,11 +81,14 @@ def main() -> None:
     trainer = MTLTrainer(model, args, train_dataset=train, eval_dataset=rows, processing_class=tokenizer)
     trainer.train()
     trainer.fit_rejection(acceptance=0.8)
+    trainer.calibrate(abstention_error_rate={"topic": 0.5})
     evaluated = trainer.evaluate()
     if trainer.is_world_process_zero():
         save_file(model.state_dict(), options.folder / "weights.safetensors")
         save_file(trainer.weighting.state_dict(), options.folder / "weighting.safetensors")
         log = {"world_size": args.world_size, "history": trainer.state.log_history, "evaluated": evaluated}
+        found = {task.name: task.calibration_temperature for task in trainer.tasks}
+        log["temperatures"] = {name: temperature for name, temperature in found.items() if temperature is not None}
         log["is_cached"] = trainer.embedding_cache is not None
         (options.folder / "log.json").write_text(json.dumps(log))
     trainer.end()

@@ -54,6 +54,7 @@ def part(kind: str, names: tuple[str, ...], seed: int | None, rates: dict[str, f
     logits = {name: said(name, some, rates[name], rng) for name, some in labels.items()}
     given = np.any([~np.isnan(some) & (some != IGNORE_INDEX) for some in labels.values()], axis=0)
     record = {"training_seconds": 10.0, "parameters": 1000, "disk_mib": 4.0, **costs}
+    record["task_configs"] = [task.to_dict() for task in TASKS if task.name in names]
     cut: Any = [{name: some[given] for name, some in both.items()} for both in (logits, labels)]
     return FinishedPart(PlannedPart(kind, names, seed), record, np.flatnonzero(given), *cut)
 
@@ -206,11 +207,13 @@ def test_folder_keeps_what_a_part_says(tmp_path: Path) -> None:
     assert folder.other_settings({"seed": 1, "tasks": ["up"]}) == []
     assert folder.other_settings({"seed": 2, "tasks": ["up"]}) == ["seed: 1, now 2"]
     arrays = {"place": own.places, "logits.up": own.logits["up"], "labels.up": own.labels["up"]}
-    folder.finish({**dataclasses.asdict(own.part), "steps": 3}, arrays)
+    folder.finish({**own.record, **dataclasses.asdict(own.part)}, arrays)
     assert folder.is_done()
     read = folder.read()
     assert read.part == own.part
-    for mine, theirs in zip(read.of_task("up"), own.of_task("up"), strict=True):
+    (places, labels, said_by), (own_places, own_labels, own_said) = (one.of_task("up") for one in (read, own))
+    assert said_by.task == TASKS[0]
+    for mine, theirs in ((places, own_places), (labels, own_labels), (said_by.logits, own_said.logits)):
         np.testing.assert_array_equal(mine, theirs)
     whole = (folder.path / "predictions.safetensors").read_bytes()
     (folder.path / "predictions.safetensors").write_bytes(whole[:-10])

@@ -79,6 +79,30 @@ def write_config(folder: Path, **changes: Any) -> Path:
         ),
         ({"out_of_scope_label": "oos", "rejection_threshold": True}, "must be a finite number, found True"),
         ({"out_of_scope_label": "oos", "rejection_threshold": float("inf")}, "must be a finite number, found inf"),
+        ({"calibration_temperature": 0.0}, "Task 'a': calibration_temperature must be a number above 0, found 0.0"),
+        ({"calibration_temperature": float("inf")}, "found inf"),
+        (
+            {"problem_type": REGRESSION, "calibration_temperature": 1.0},
+            "calibration_temperature has no effect on regr",
+        ),
+        ({"problem_type": "contrastive", "calibration_temperature": 1.0}, "has no effect on contrastive"),
+        ({"abstention_threshold": 1.1}, r"Task 'a': abstention_threshold must be a number in \[0, 1\], found 1.1"),
+        ({"abstention_threshold": True}, "found True"),
+        (
+            {"problem_type": MULTI_LABEL, "abstention_threshold": 0.5},
+            "abstention_threshold has no effect on multi_label",
+        ),
+        ({"label_thresholds": [0.5]}, "Task 'a': label_thresholds has no effect on single_label_classification"),
+        (
+            {"problem_type": MULTI_LABEL, "label_thresholds": 0.5},
+            "Task 'a': label_thresholds must be a list of numbers between 0 and 1, found 0.5",
+        ),
+        ({"problem_type": MULTI_LABEL, "label_thresholds": [0.5, 1.0]}, r"found \[0.5, 1.0\]"),
+        ({"problem_type": MULTI_LABEL, "label_thresholds": [0.0]}, r"found \[0.0\]"),
+        (
+            {"problem_type": MULTI_LABEL, "labels": ["x", "y"], "label_thresholds": [0.5]},
+            "Task 'a': label_thresholds has 1 numbers, but the task 2 labels. Give one for each label",
+        ),
         (
             {"num_labels": 0, "problem_type": MULTI_LABEL},
             "multi_label_classification needs at least 1 labels, found 0",
@@ -114,7 +138,9 @@ def test_task_without_labels_is_unresolved_until_they_are_known() -> None:
 def test_task_dict_round_trip_through_json() -> None:
     intent = TaskConfig("intent", num_labels=2, out_of_scope_label="oos", rejection_threshold=0.25)
     stars = TaskConfig("stars", ORDINAL, labels=("1", "2", "3"))
-    for task in [*TASKS, TaskConfig("a"), TaskConfig("b-2_c", num_labels=2), intent, stars]:
+    sure = TaskConfig("sure", num_labels=2, calibration_temperature=1.5, abstention_threshold=0.9)
+    tags = TaskConfig("more", MULTI_LABEL, labels=("x", "y"), label_thresholds=(0.25, 0.75))
+    for task in [*TASKS, TaskConfig("a"), TaskConfig("b-2_c", num_labels=2), intent, stars, sure, tags]:
         assert TaskConfig(**json.loads(json.dumps(task.to_dict()))) == task
     assert TOPIC.to_dict()["labels"] == ["sport", "film", "shop"]
 
@@ -128,14 +154,17 @@ def test_file_has_the_oldest_layout_that_holds_its_tasks(tmp_path: Path) -> None
         ["hidden_size", "labels", "name", "num_labels", "problem_type", "weight"]
     ] * 3
     assert MTLConfig.from_pretrained(tmp_path / "one").tasks == TASKS
-    for task in (
-        TaskConfig("stars", ORDINAL, num_labels=3),
-        TaskConfig("a", num_labels=3, label_smoothing=0.0),
-        TaskConfig("a", num_labels=3, out_of_scope_label="oos"),
+    for version, task in (
+        (2, TaskConfig("stars", ORDINAL, num_labels=3)),
+        (2, TaskConfig("a", num_labels=3, label_smoothing=0.0)),
+        (2, TaskConfig("a", num_labels=3, out_of_scope_label="oos")),
+        (3, TaskConfig("stars", ORDINAL, num_labels=3, calibration_temperature=1.5)),
+        (3, TaskConfig("a", num_labels=3, abstention_threshold=0.0)),
+        (3, TaskConfig("a", MULTI_LABEL, num_labels=2, label_thresholds=(0.3, 0.4))),
     ):
-        MTLConfig(tasks=[TOPIC, task]).save_pretrained(tmp_path / "two")
-        assert json.loads((tmp_path / "two/config.json").read_text())["schema_version"] == 2
-        assert MTLConfig.from_pretrained(tmp_path / "two").tasks == [TOPIC, task]
+        MTLConfig(tasks=[TOPIC, task]).save_pretrained(tmp_path / "later")
+        assert json.loads((tmp_path / "later/config.json").read_text())["schema_version"] == version
+        assert MTLConfig.from_pretrained(tmp_path / "later").tasks == [TOPIC, task]
 
 
 def test_config_takes_tasks_and_their_dicts() -> None:
@@ -202,7 +231,7 @@ def test_misspelt_keyword_is_told_with_the_nearest_one() -> None:
         MTLConfig(**unlike_any)
     with pytest.raises(TypeError, match=r"Task 'topic' has no setting 'lables'\. Did you mean 'labels'\?"):
         MTLConfig(tasks=[{"name": "topic", "lables": ["x", "y"]}])
-    with pytest.raises(TypeError, match=r"Task 'topic' has no setting 'xyzzy'\. Known are \['cosine_scale', 'hidden"):
+    with pytest.raises(TypeError, match=r"Task 'topic' has no setting 'xyzzy'\. Known are \['abstention_threshold'"):
         MTLConfig(tasks=[{"name": "topic", "xyzzy": 1}])
     with pytest.raises(TypeError, match="A task is a TaskConfig or a dict of its settings, found 'topic'"):
         MTLConfig(tasks=["topic"])

@@ -64,6 +64,9 @@ def test_two_ranks_equal_one_process(settings: dict[str, Any], tmp_path: Path) -
             if key in first:
                 # At first the embedding is the original one, and its distance from it nothing but rounding.
                 assert second[key] == pytest.approx(first[key], rel=1e-5, abs=1e-6), key
+    assert one["temperatures"].keys() == {"topic", "stars"}
+    # Where the likelihood is flat, its maximum moves by more than the logits.
+    assert two["temperatures"] == pytest.approx(one["temperatures"], rel=1e-2)
     for key, value in one["evaluated"].items():
         if key.startswith(("eval_topic", "eval_valence", "eval_stars")) or key in ("eval_loss", "eval_score"):
             assert two["evaluated"][key] == pytest.approx(value, rel=1e-4), key

@@ -116,6 +116,7 @@ def test_two_processes_give_the_curve_of_one(
 @pytest.mark.slow
 def test_shards_give_the_curve_of_one_and_resume(settings_file: str, tmp_path: Path) -> None:
     common = [settings_file, "--head_learning_rate", "5e-3", "--gradient_accumulation_steps", "2"]
+    common += ["--abstention_error_rate", "0.6"]
     whole = ["--per_device_train_batch_size", "8", "--output_dir", str(tmp_path / "one")]
     one = json.loads(json.dumps(train_trainer.main([*common, *whole])))
     folder = tmp_path / "two"
@@ -124,6 +125,9 @@ def test_shards_give_the_curve_of_one_and_resume(settings_file: str, tmp_path: P
     command += ["--save_strategy", "steps", "--save_steps", "6"]  # Of 8: in the middle of the second epoch.
     launch(command)
     check_alike(one, json.loads((folder / "report.json").read_text()))
+    thresholds = [task.abstention_threshold for task in MTLModel.from_pretrained(folder).config.tasks[:2]]
+    assert thresholds == pytest.approx([task["abstention_threshold"] for task in one["tasks"][:2]], abs=TOLERANCE)
+    assert max(thresholds) > 0.0
     assert (folder / "modeling_mtl.py").is_file()
     saved = MTLModel.from_pretrained(folder).state_dict()
     (folder / "model.safetensors").unlink()

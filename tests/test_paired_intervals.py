@@ -1,5 +1,6 @@
 """Intervals of a difference: the rows against scipy's bootstrap, the trainings against its t test, both by trial."""
 
+import dataclasses
 import math
 from typing import Any
 
@@ -10,7 +11,7 @@ import scipy.stats
 import sklearn.metrics
 
 from configuration_mtl import TaskConfig
-from mtl.paired_intervals import Estimate, PairedModels, drawn_differences, interval
+from mtl.paired_intervals import Estimate, PairedModels, Said, drawn_differences, interval
 from tasks_mtl import CONTRASTIVE, MULTI_LABEL, REGRESSION
 
 TASK = TaskConfig("topic", labels=("a", "b", "c"))
@@ -24,10 +25,16 @@ def class_logits(labels: npt.NDArray, accuracy: float, rng: np.random.Generator)
     return np.eye(3)[says]
 
 
-def paired(labels: npt.NDArray, logits: list[tuple[npt.NDArray, npt.NDArray]], **changes: Any) -> PairedModels:
+def paired(
+    labels: npt.NDArray,
+    logits: list[tuple[npt.NDArray, npt.NDArray]],
+    *,
+    task: TaskConfig = TASK,
+    metric: str = "accuracy",
+) -> PairedModels:
     """Returns models of a task that labels every row."""
-    values = {"task": TASK, "metric": "accuracy", "places": np.arange(len(labels)), **changes}
-    return PairedModels(labels=labels, logits=logits, **values)
+    models = [(Said(task, first), Said(task, second)) for first, second in logits]
+    return PairedModels(task.name, metric, np.arange(len(labels)), labels, models)
 
 
 def test_rows_agree_with_scipy() -> None:
@@ -132,6 +139,15 @@ def test_labels_that_are_missing_leave_rows_out() -> None:
     logits = np.where(np.nan_to_num(labels, nan=0.0) == 1, 3.0, -3.0)
     scores = paired(labels, [(logits, -logits)], task=tags, metric="f1_micro").scores()
     assert scores.ravel().tolist() == [1.0, 0.0]
+
+
+def test_each_model_decides_by_its_own_thresholds() -> None:
+    labels, logits = np.array([[1.0], [0.0]] * 20), np.array([[-1.0], [-2.0]] * 20, dtype=np.float32)
+    plain = TaskConfig("tags", MULTI_LABEL, labels=("x",))
+    low = dataclasses.replace(plain, label_thresholds=(0.2,))  # Between the sigmoids of -1 and -2.
+    pair = PairedModels("tags", "f1_micro", np.arange(40), labels, [(Said(low, logits), Said(plain, logits))])
+    assert pair.scores().ravel().tolist() == [1.0, 0.0]
+    assert drawn_differences([pair], resamples=10, seed=0)["tags"].tolist() == [1.0] * 10
 
 
 def test_what_cannot_be_drawn_again_has_no_interval() -> None:

@@ -1,1 +1,1 @@
-"""The commands of `mtl` beside training and merging: each module has a function `cli`, see `mtl.cli`."""
+"""The commands of `mtl` that are no program of their own: thin shells over the other modules."""

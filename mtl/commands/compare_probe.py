@@ -49,8 +49,16 @@ def probe_part(comparison: Comparison, part: PlannedPart) -> None:
         else:
             arrays[f"logits.{task}"] = probe.logits
             figures[task] = {"strength": probe.strength, "validation": json_number(probe.validation)}
-    record = {**dataclasses.asdict(part), "probes": figures, "seconds": round(time.perf_counter() - started, 2)}
-    folder.finish(record | environment(run.trainer.args.device), arrays)
+    # Linear models decide at a probability of one half.
+    plain = [dataclasses.replace(task, label_thresholds=None) for task in comparison.compared]
+    record = {
+        **dataclasses.asdict(part),
+        "probes": figures,
+        "task_configs": [task.to_dict() for task in plain],
+        "seconds": round(time.perf_counter() - started, 2),
+        **environment(run.trainer.args.device),
+    }
+    folder.finish(record, arrays)
     run.trainer.accelerator.free_memory()
 
 

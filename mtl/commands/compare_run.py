@@ -27,7 +27,7 @@ from mtl.predictions import predict_split
 from mtl.report import environment
 from mtl.settings import parse_settings_of
 from train_setup import Run, assemble
-from train_trainer import fit_thresholds, train
+from train_trainer import fit_decisions, train
 
 
 @dataclass(frozen=True, eq=False)
@@ -164,7 +164,7 @@ def train_part(comparison: Comparison, part: PlannedPart, on_step: Callable[[int
     run.trainer.add_callback(watch)
     training = train(run)
     seconds = watch.seconds
-    run, _ = fit_thresholds(run)
+    run, _ = fit_decisions(run)
     run.trainer.save_model(_internal_call=True)
     validation = run.splits.get("validation")
     results = {}
@@ -183,6 +183,7 @@ def train_part(comparison: Comparison, part: PlannedPart, on_step: Callable[[int
         "parameters": sum(parameter.numel() for parameter in run.trainer.model.parameters()),
         "disk_mib": disk_mib(folder.model),
         "results": {name: result.to_dict() for name, result in results.items()},
+        "task_configs": [task.to_dict() for task in run.tasks],
         "precision": run.trainer.args.precision_in_use,
         **environment(run.trainer.args.device),
     }
