@@ -21,6 +21,7 @@ from configuration_mtl import TaskConfig
 from mtl.bootstrap import resampled_counts
 from mtl.evaluation import EvaluationMetrics
 from mtl.weighted_metrics import Weighing, weighing
+from tasks_mtl import TRIPLETS
 
 _MOST_UNDEFINED = 0.05
 """Share of the resamples in which a metric may be undefined; what is left speaks for all of them."""
@@ -73,7 +74,7 @@ class Said:
         drawn twice would find itself.
         """
         # A triplet without a negative has nan in its place.
-        needed = self.logits if self.task.has_head else self.logits[:, :1]
+        needed = self.logits[:, :1] if self.task.problem_type == TRIPLETS else self.logits
         return weighing(self.task, self.logits, labels) if np.isfinite(needed).all() else None
 
 
