@@ -167,6 +167,7 @@ class Killed(TrainerCallback):
             raise RuntimeError("killed")
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_it_goes_on(
     write_settings: WriteSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -203,6 +204,7 @@ def test_killed_in_the_middle_it_goes_on(
     )
 
 
+@pytest.mark.slow
 def test_parts_of_other_settings_are_refused(write_settings: WriteSettings, tmp_path: Path) -> None:
     path = write_settings()
     command.main([path, *QUICK])
@@ -218,6 +220,7 @@ def test_parts_of_other_settings_are_refused(write_settings: WriteSettings, tmp_
     set_up([path, *QUICK])
 
 
+@pytest.mark.slow
 def test_models_are_removed_if_they_are_not_kept(write_settings: WriteSettings, tmp_path: Path) -> None:
     results = command.main([write_settings(), *QUICK, "--keep_models", "false"])
     assert results["cost"]["ratio"]["latency_ms"] > 0
