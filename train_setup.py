@@ -62,6 +62,11 @@ def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
     """Loads the data and the model and puts them into a trainer."""
     if args.resume_from_checkpoint and args.resume_from_checkpoint not in _LAST:
         check_checkpoint(args.resume_from_checkpoint)
+    return assemble(settings, args, *read_data(settings, args))
+
+
+def read_data(settings: RunSettings, args: MTLTrainingArguments) -> tuple[DatasetDict, tuple[TaskConfig, ...]]:
+    """Reads the sources, with what the teachers say of train; returns splits, not yet tokenised, and the tasks."""
     resolve_backbone(settings.backbone)  # A package that is missing is told before anything is read.
     teachers = [
         load_mtl_teacher(name, trust_remote_code=settings.trust_remote_code, device=args.device)
@@ -73,7 +78,7 @@ def prepare(settings: RunSettings, args: MTLTrainingArguments) -> Run:
     if teachers and "train" in splits:
         with args.main_process_first(desc="what teachers say"):
             splits["train"] = with_teachers(splits["train"], tasks, teachers)
-    return assemble(settings, args, splits, tasks)
+    return splits, tasks
 
 
 def read_sources(

@@ -61,8 +61,15 @@ def build_report(
         "history": [{key: json_number(value) for key, value in entry.items()} for entry in history],
         "calibration": calibration or {},
         "results": {result.split: result.to_dict() for result in results},
+        **environment(args.device),
+    }
+
+
+def environment(device: Any) -> dict[str, Any]:
+    """Returns the releases and the machine that figures were made with, as `versions` and `machine`."""
+    return {
         "versions": {"python": platform.python_version(), **{name: version(name) for name in _PACKAGES}},
-        "machine": {"platform": platform.platform(), "cpu_count": os.cpu_count(), "device": str(args.device)},
+        "machine": {"platform": platform.platform(), "cpu_count": os.cpu_count(), "device": str(device)},
     }
 
 

@@ -26,6 +26,7 @@ FREEZING = runpy.run_path(str(ROOT / "benchmarks" / "freezing.py"))
 CACHE = runpy.run_path(str(ROOT / "benchmarks" / "embedding_cache.py"))
 INTENTS = runpy.run_path(str(ROOT / "benchmarks" / "intents.py"))
 TEACHERS = runpy.run_path(str(ROOT / "benchmarks" / "teachers.py"))
+COMPARE = runpy.run_path(str(ROOT / "benchmarks" / "compare.py"))
 EMBEDDED = runpy.run_path(str(ROOT / "benchmarks" / "embedded.py"))
 CONFIG = {"learning_rate": 2e-4, "head_learning_rate": 1e-3, "seed": 0}
 
@@ -298,3 +299,27 @@ def test_table_of_the_cache_by_hand() -> None:
     assert lines[3] == "| `cache_embeddings: true` | 8.0 | 0.5 | 0.40 | 40x | 0.5000 | 0.5000 |"
     assert "| `lower_layers:0` | 50 | 0.50 | 1,000 | 0.50 |" in lines
     assert "Medians of 3 runs" in lines[-1]
+
+
+@pytest.mark.slow
+def test_comparison_is_kept_and_written(
+    tmp_path: Path, settings_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    document = tmp_path / "comparison.md"
+    document.write_text("<!-- compare-vader:begin -->\n<!-- compare-vader:end -->\n")
+    output = tmp_path / "results" / "compare-vader.json"
+    COMPARE["SETTINGS"]["vader"] = str(settings_file)
+    places = ["--output", str(output), "--work-dir", str(tmp_path / "work"), "--write", str(document)]
+    overrides = ["--max_steps", "1", "--resamples", "100", "--probe", "false", "--save_strategy", "no"]
+    COMPARE["main"](["--name", "vader", "--seeds", "0", *places, "--", *overrides])
+    results = json.loads(output.read_text())
+    assert results["settings"]["overrides"] == overrides
+    assert results["plan"]["max_steps"] == 1
+    assert str(tmp_path) not in json.dumps({key: some for key, some in results.items() if key != "settings"})
+    shown = capsys.readouterr().out
+    assert "| `valence` | pearson |" in shown
+    assert document.read_text() == f"<!-- compare-vader:begin -->\n\n{shown.strip()}\n\n<!-- compare-vader:end -->\n"
+    COMPARE["main"](["--name", "vader", "--table", "--output", str(output)])
+    assert capsys.readouterr().out == shown
+    with pytest.raises(SystemExit):
+        COMPARE["main"](["--name", "intents"])  # Without data.
