@@ -12,7 +12,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub.errors import StrictDataclassError
@@ -22,6 +21,7 @@ from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.calibration_report import calibration_report
 from mtl.card import build_card
+from mtl.card_origin import Origin, find_origin
 from mtl.checkpoints import last_complete_checkpoint
 from mtl.console import metrics_table, sample_lines, true_labels
 from mtl.data import row_texts
@@ -31,7 +31,7 @@ from mtl.predictions import Predictions, predict_split
 from mtl.report import build_report, write_report
 from mtl.search import search, summary
 from mtl.search_space import SearchConfig
-from mtl.settings import EMBEDDED_BACKBONE, EMBEDDED_BACKBONE_NAME, RunSettings, parse_settings, resolve_backbone
+from mtl.settings import RunSettings, parse_settings, resolve_backbone
 from train_setup import (
     Run,
     calibration_of_run,
@@ -119,8 +119,11 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
     args = run.trainer.args
     if run.settings.search is not None:
         return search_settings(run)
+    is_first = run.trainer.is_world_process_zero()
+    # Before the training, which a card that cannot be read should not cost, and which may write over it.
+    origin = find_origin(run.settings.backbone, run.settings.backbone_revision) if is_first else Origin()
     training = train(run)
-    if run.trainer.is_world_process_zero():
+    if is_first:
         for name in (CARD, REPORT):  # Those of an earlier run would speak of another model.
             (run.output_dir / name).unlink(missing_ok=True)
     run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
@@ -145,8 +148,8 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
     if study is not None:
         figures, text = study(run, results)
         report |= figures
-    if run.trainer.is_world_process_zero():
-        describe(run, report, results if study is None else [], [program, *argv], text)
+    if is_first:
+        describe(run, report, results if study is None else [], [program, *argv], origin=origin, text=text)
         show(run, results)
     if args.push_to_hub:  # In every process: a model in shards is gathered from all of them.
         run.trainer.push_to_hub(commit_message="Upload model, card and report")
@@ -223,7 +226,13 @@ def show(run: Run, results: Sequence[EvaluationResult]) -> None:
 
 
 def describe(
-    run: Run, report: dict[str, Any], results: Sequence[EvaluationResult], command: Sequence[str], text: str = ""
+    run: Run,
+    report: dict[str, Any],
+    results: Sequence[EvaluationResult],
+    command: Sequence[str],
+    *,
+    origin: Origin,
+    text: str = "",
 ) -> None:
     """Writes `report.json` and the model card with the figures, beside the model; the card ends with a text."""
     output, settings = run.output_dir, run.settings
@@ -231,7 +240,7 @@ def describe(
     card = build_card(
         run.trainer.model.config,
         name=run.trainer.args.hub_model_id or output.name,
-        base_model=_hub_name(settings.backbone),
+        origin=origin,
         license=settings.license,
         language=settings.language,
         datasets=[str(source.name) for source in settings.source_configs()],
@@ -258,12 +267,6 @@ def without_tokens(argv: Sequence[str]) -> list[str]:
 
 def _is_token(option: str) -> bool:
     return option.startswith("--") and option.endswith("token")
-
-
-def _hub_name(backbone: str) -> str | None:
-    if backbone == EMBEDDED_BACKBONE:
-        return EMBEDDED_BACKBONE_NAME
-    return None if Path(backbone).is_dir() else backbone
 
 
 def _as_settings(settings: RunSettings, args: MTLTrainingArguments) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from configuration_mtl import MTLConfig, TaskConfig
 from mtl.calibration_report import calibration_limits, calibration_section
+from mtl.card_origin import Origin
 from mtl.conflicts import summarize_conflicts
 from mtl.evaluation import EvaluationResult
 from mtl.rejection import REJECTION_METRICS
@@ -31,7 +32,7 @@ def build_card(
     config: MTLConfig,
     *,
     name: str,
-    base_model: str | None,
+    origin: Origin,
     license: str | None = None,
     language: Sequence[str] | None = None,
     datasets: Sequence[str],
@@ -44,9 +45,9 @@ def build_card(
     Args:
         config: The model's configuration.
         name: Name of the model.
-        base_model: Name of the backbone on the Hub; none for a folder.
-        license: Licence of the model, as the Hub writes it.
-        language: Languages of the texts, as codes.
+        origin: What it was started from.
+        license: Licence of the model, as the Hub writes it; that of the model it was started from if not given.
+        language: Languages of the texts, as codes; likewise.
         datasets: Names of the sources.
         results: Results by split; the figures in the metadata are those of the last one.
         report: The report of the run, see `mtl.report`.
@@ -54,23 +55,25 @@ def build_card(
     """
     num_heads = sum(task.has_head for task in config.tasks)
     heads = "1 task head" if num_heads == 1 else f"{num_heads} task heads"
+    language = language or origin.language
     data = ModelCardData(
         library_name="transformers",
-        license=license,
+        license=license or origin.license,
         language=list(language) if language else None,
-        base_model=base_model,
+        base_model=origin.base_model,
         tags=["multi-task", "sentence-similarity", "feature-extraction", "text-classification", "mtl"],
         model_name=name,
         eval_results=_eval_results(config, datasets, results[-1]) if results else None,
     )
+    of_run = {task["name"] for task in report["tasks"]}
     body = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {name}\n",
-        f"One `{base_model or config.text_config.model_type}` encoder with {heads} on one "
-        f"{config.pooling}-pooled, {config.hidden_size}-dimensional sentence embedding.\n",
+        f"{_encoder(config, origin)} with {heads} on one {config.pooling}-pooled, "
+        f"{config.hidden_size}-dimensional sentence embedding.{_beginning(origin)}\n",
         "## Tasks\n",
         "| task | type | outputs | weight |\n|---|---|---|---|",
-        *(_task_row(task) for task in config.tasks),
+        *(_task_row(task, is_kept=task.name not in of_run) for task in config.tasks),
         "",
         *(_result_section(result) for result in results),
         *calibration_section(report.get("calibration") or {}),
@@ -106,7 +109,17 @@ def _eval_results(config: MTLConfig, datasets: Sequence[str], result: Evaluation
     return entries
 
 
-def _task_row(task: TaskConfig) -> str:
+def _encoder(config: MTLConfig, origin: Origin) -> str:
+    is_plain = origin.base_model is not None and origin.base_model != origin.starts_from
+    return f"One `{origin.base_model if is_plain else config.text_config.model_type}` encoder"
+
+
+def _beginning(origin: Origin) -> str:
+    return "" if origin.starts_from is None else f" It starts from the multi-task model `{origin.starts_from}`."
+
+
+def _task_row(task: TaskConfig, *, is_kept: bool = False) -> str:
+    """Returns a task's row of the table; what is kept has a head of an earlier run, and no data in this one."""
     names = list(task.labels or [])
     if not task.has_head:
         return f"| `{task.name}` | {task.problem_type}, loss {task.loss} | the embedding | {task.weight} |"
@@ -114,7 +127,8 @@ def _task_row(task: TaskConfig) -> str:
     shown = "; ".join([str(shown), *_decision(task)])
     # A label may be any text, but a cell of a table is one line, and ends at a bar.
     shown = " ".join(shown.split()).replace("|", "\\|")
-    return f"| `{task.name}` | {task.problem_type} | {shown} | {task.weight} |"
+    weight = "kept: neither trained nor measured in this run" if is_kept else task.weight
+    return f"| `{task.name}` | {task.problem_type} | {shown} | {weight} |"
 
 
 def _decision(task: TaskConfig) -> list[str]:
