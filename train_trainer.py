@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
@@ -27,6 +28,7 @@ from mtl.console import metrics_table, sample_lines, true_labels
 from mtl.data import row_texts
 from mtl.evaluation import EvaluationResult, evaluation_of_final_model
 from mtl.interrupt import checkpoint_when_interrupted
+from mtl.launch import launcher
 from mtl.predictions import Predictions, predict_split
 from mtl.report import build_report, write_report
 from mtl.search import search, summary
@@ -137,7 +139,7 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
         args,
         tasks=run.tasks,
         settings=_as_settings(run.settings, args),
-        data={"rows": {name: len(split) for name, split in run.splits.items()}, "truncated": run.truncated},
+        data=_data(run),
         freezing=run.trainer.freezing,
         training=training,
         history=run.trainer.state.log_history,
@@ -177,7 +179,15 @@ def train(run: Run) -> dict[str, Any]:
     started = time.perf_counter()
     with checkpoint_when_interrupted(run.trainer):
         output = run.trainer.train(resume_from_checkpoint=run.checkpoint)
-    return {**output.metrics, "steps": output.global_step, "wall_seconds": round(time.perf_counter() - started, 1)}
+    args = run.trainer.args
+    return {
+        **output.metrics,
+        "steps": output.global_step,
+        "epochs": run.trainer.state.epoch,
+        "num_processes": args.world_size,
+        "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "wall_seconds": round(time.perf_counter() - started, 1),
+    }
 
 
 def search_settings(run: Run) -> dict[str, Any]:
@@ -246,7 +256,7 @@ def describe(
         datasets=[str(source.name) for source in settings.source_configs()],
         results=results,
         report=report,
-        command=shlex.join(["python", *without_tokens(command)]),
+        command=shlex.join([*launcher(os.environ), *without_tokens(command)]),
     )
     card.text += text
     card.save(output / CARD)
@@ -267,6 +277,11 @@ def without_tokens(argv: Sequence[str]) -> list[str]:
 
 def _is_token(option: str) -> bool:
     return option.startswith("--") and option.endswith("token")
+
+
+def _data(run: Run) -> dict[str, Any]:
+    rows = {name: len(split) for name, split in run.splits.items()}
+    return {"rows": rows, "truncated": run.truncated, "max_length": run.trainer.model.max_tokens()}
 
 
 def _as_settings(settings: RunSettings, args: MTLTrainingArguments) -> dict[str, Any]:

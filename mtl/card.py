@@ -6,8 +6,9 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from configuration_mtl import MTLConfig, TaskConfig
-from mtl.calibration_report import calibration_limits, calibration_section
+from mtl.calibration_report import calibration_section
 from mtl.card_origin import Origin
+from mtl.card_training import limits_section, training_section
 from mtl.conflicts import summarize_conflicts
 from mtl.evaluation import EvaluationResult
 from mtl.rejection import REJECTION_METRICS
@@ -15,17 +16,10 @@ from mtl.rejection import REJECTION_METRICS
 # The Hub's names of metrics, where they differ from ours.
 _HUB_METRIC = {"pearson": "pearsonr", "spearman": "spearmanr", "rmse": "rmse", "f1_macro": "f1", "f1_micro": "f1"}
 
-_ALWAYS = (
-    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-    "head_learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "weight_decay", "weighting",
-    "train_sampling_strategy", "freeze", "freeze_schedule", "peft", "layer_decay", "average_weights",
-    "backbone_dropout", "label_smoothing_factor", "head_dropout", "max_length", "seed",
+_SETTINGS = (
+    "hidden_size", "cosine_scale", "label_smoothing", "temperature", "margin", "symmetric", "out_of_scope_label"
 )  # fmt: skip
-_IF_SET = (
-    "aggregation", "mixture", "homogeneous_batches", "teacher", "distillation_temperature", "gold_share",
-    "teacher_annealing", "preserve_embeddings", "early_stopping_patience",
-)  # fmt: skip
-"""Settings of training that the card shows."""
+"""Settings of a task that its row shows where they are not the default."""
 
 
 def build_card(
@@ -77,10 +71,10 @@ def build_card(
         "",
         *(_result_section(result) for result in results),
         *calibration_section(report.get("calibration") or {}),
-        _training_section(report, datasets, command),
+        training_section(report, datasets, command),
         *_conflict_section(report),
         _usage_section(name),
-        _limits_section(config, report),
+        limits_section(config, report),
     ]
     return ModelCard("\n".join(body) + "\n", ignore_metadata_errors=False)
 
@@ -122,13 +116,20 @@ def _task_row(task: TaskConfig, *, is_kept: bool = False) -> str:
     """Returns a task's row of the table; what is kept has a head of an earlier run, and no data in this one."""
     names = list(task.labels or [])
     if not task.has_head:
-        return f"| `{task.name}` | {task.problem_type}, loss {task.loss} | the embedding | {task.weight} |"
+        shown = "; ".join(["the embedding", *_own_settings(task)])
+        return f"| `{task.name}` | {task.problem_type}, loss {task.loss} | {shown} | {task.weight} |"
     shown = ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "") if names else task.num_labels
-    shown = "; ".join([str(shown), *_decision(task)])
+    shown = "; ".join([str(shown), *_own_settings(task), *_decision(task)])
     # A label may be any text, but a cell of a table is one line, and ends at a bar.
     shown = " ".join(shown.split()).replace("|", "\\|")
     weight = "kept: neither trained nor measured in this run" if is_kept else task.weight
     return f"| `{task.name}` | {task.problem_type} | {shown} | {weight} |"
+
+
+def _own_settings(task: TaskConfig) -> list[str]:
+    """Returns what sets a task apart from one that only has its labels, as it was given."""
+    default = TaskConfig(task.name, task.problem_type, labels=task.labels, num_labels=task.num_labels, loss=task.loss)
+    return [f"{key} {getattr(task, key)}" for key in _SETTINGS if getattr(task, key) != getattr(default, key)]
 
 
 def _decision(task: TaskConfig) -> list[str]:
@@ -164,38 +165,6 @@ def _support_of(metric: str, metrics: dict[str, Any]) -> str:
     return f"{inside + outside:,}" if metric in REJECTION_METRICS else f"{inside:,}"
 
 
-def _training_section(report: dict[str, Any], datasets: Sequence[str], command: str) -> str:
-    training, parameters = report["training"], report["parameters"]
-    rows = ", ".join(f"{split} {count:,}" for split, count in report["data"]["rows"].items())
-    runtime = training.get("train_runtime")
-    if runtime is None:
-        did, shown = f"Nothing was trained, the model was measured in {report['precision']}.", ""
-    else:
-        did = (
-            f"Training took {runtime:.0f} s ({training['steps']:,} steps) in {report['precision']}, with "
-            f"{parameters['trained']:,} of {parameters['total']:,} parameters learning."
-        )
-        lines = "\n".join(f"| {key} | {value} |" for key, value in _shown_settings(report["settings"]).items())
-        shown = f"| setting | value |\n|---|---|\n{lines}\n\n"
-    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    return (
-        f"## Training\n\n```bash\n{command}\n```\n\nData: {', '.join(datasets)}; rows: {rows}.\n\n{did}\n\n"
-        f"{shown}Versions: {versions}.\n"
-    )
-
-
-def _shown_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings that training went by; of those that are seldom used, the ones that are set."""
-    hidden = {"num_train_epochs" if settings["max_steps"] > 0 else "max_steps"}  # The other one ends the training.
-    if not settings.get("teacher") and not any(source.get("teachers") for source in settings.get("sources", ())):
-        hidden |= {"distillation_temperature", "gold_share", "teacher_annealing"}
-    elif settings["teacher_annealing"]:
-        hidden |= {"gold_share"}
-    always = {key: settings[key] for key in _ALWAYS if settings.get(key) is not None}
-    seldom = {key: settings[key] for key in _IF_SET if settings.get(key) not in (None, False, 0, "none", [])}
-    return {key: value for key, value in (always | seldom).items() if key not in hidden}
-
-
 def _conflict_section(report: dict[str, Any]) -> list[str]:
     conflicts = summarize_conflicts(report["history"])
     if conflicts is None:
@@ -217,16 +186,3 @@ model.encode(["A sentence."])   # embeddings, for similarity and search
 model.predict(["A sentence."])  # every task at once
 ```
 """
-
-
-def _limits_section(config: MTLConfig, report: dict[str, Any]) -> str:
-    truncated, rows = (sum(report["data"][key].values()) for key in ("truncated", "rows"))
-    limit = "the tokenizer's limit" if config.max_seq_length is None else f"{config.max_seq_length} tokens"
-    scores = "".join(f"{line}\n" for line in calibration_limits(config.tasks))
-    return (
-        "## Limits\n\n"
-        f"- Texts are cut at {limit}; of the {rows:,} rows that it was trained and measured on {truncated:,} texts "
-        "were longer.\n"
-        f"{scores}"
-        "- The figures hold for data like that named above; other text may fare worse.\n"
-    )
