@@ -50,6 +50,12 @@ PROGRAM = "train_trainer.py"
 CARD, REPORT = "README.md", "report.json"
 RELATED = ("The battery lasts all day.", "I can use it from morning to night on one charge.")
 UNRELATED = ("The battery lasts all day.", "The senate rejected the bill on Tuesday.")
+FITTED_BY = {
+    "temperature": "calibration_temperature",
+    "label_thresholds": "label_thresholds",
+    "abstention_error_rate": "abstention_threshold",
+}
+"""Argument of `MTLTrainer.calibrate` -> the setting of a task that it fits."""
 
 Ready = TypeVar("Ready")
 
@@ -130,11 +136,13 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
             (run.output_dir / name).unlink(missing_ok=True)
     run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
     run, fitted = fit_decisions(run)
-    if fitted:
+    if fitted is not None:
         run.trainer.save_model(_internal_call=True)
     # The log of a resumed run may hold evaluations of an earlier process, on other data; that of a run with an adapter
     # those of the model before the adapter was merged, and any log those at the thresholds before the fit.
-    results, predictions = measure(run, from_log=not args.resume_from_checkpoint and args.peft is None and not fitted)
+    results, predictions = measure(
+        run, from_log=not args.resume_from_checkpoint and args.peft is None and fitted is None
+    )
     report = build_report(
         args,
         tasks=run.tasks,
@@ -146,6 +154,7 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
         results=results,
         calibration=calibration_report(predictions),
     )
+    report["chosen_on_validation"] = fitted or {}
     text = ""
     if study is not None:
         figures, text = study(run, results)
@@ -158,15 +167,24 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
     return report
 
 
-def fit_decisions(run: Run) -> tuple[Run, bool]:
-    """Fits the thresholds and temperatures that are to be fitted; returns the run with them, and whether it did."""
-    names = [task.name for task in tasks_to_fit(run)]
+def fit_decisions(run: Run) -> tuple[Run, dict[str, list[str]] | None]:
+    """Fits the thresholds and temperatures that are to be fitted.
+
+    Returns:
+        The run with them, and the names of the tasks that have been given each, or None if nothing was to be fitted.
+    """
+    rejecting, wanted = [task.name for task in tasks_to_fit(run)], calibration_of_run(run)
     validation = run.splits.get("validation")
-    if names:
+    fitted: dict[str, list[str]] = {}
+    if rejecting:
         acceptance = run.settings.rejection_acceptance
-        run.trainer.fit_rejection(validation, acceptance=acceptance, task_names=names)
-    calibrated = run.trainer.calibrate(validation, **calibration_of_run(run))
-    return dataclasses.replace(run, tasks=with_thresholds_of(run.trainer, run.tasks)), bool(names or calibrated)
+        found = run.trainer.fit_rejection(validation, acceptance=acceptance, task_names=rejecting)
+        fitted["rejection_threshold"] = list(found)
+    calibrated = run.trainer.calibrate(validation, **wanted)
+    for argument, key in FITTED_BY.items():
+        fitted[key] = [name for name in wanted[argument] if getattr(calibrated[name], key) is not None]
+    run = dataclasses.replace(run, tasks=with_thresholds_of(run.trainer, run.tasks))
+    return run, {key: names for key, names in fitted.items() if names} if rejecting or calibrated else None
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -253,7 +271,7 @@ def describe(
         origin=origin,
         license=settings.license,
         language=settings.language,
-        datasets=[str(source.name) for source in settings.source_configs()],
+        sources=settings.source_configs(),
         results=results,
         report=report,
         command=shlex.join([*launcher(os.environ), *without_tokens(command)]),

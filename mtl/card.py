@@ -12,6 +12,7 @@ from mtl.card_training import limits_section, training_section
 from mtl.conflicts import summarize_conflicts
 from mtl.evaluation import EvaluationResult
 from mtl.rejection import REJECTION_METRICS
+from mtl.sources import SourceConfig
 
 # The Hub's names of metrics, where they differ from ours.
 _HUB_METRIC = {"pearson": "pearsonr", "spearman": "spearmanr", "rmse": "rmse", "f1_macro": "f1", "f1_micro": "f1"}
@@ -29,7 +30,7 @@ def build_card(
     origin: Origin,
     license: str | None = None,
     language: Sequence[str] | None = None,
-    datasets: Sequence[str],
+    sources: Sequence[SourceConfig],
     results: Sequence[EvaluationResult],
     report: dict[str, Any],
     command: str,
@@ -42,9 +43,10 @@ def build_card(
         origin: What it was started from.
         license: Licence of the model, as the Hub writes it; that of the model it was started from if not given.
         language: Languages of the texts, as codes; likewise.
-        datasets: Names of the sources.
+        sources: Where its data came from.
         results: Results by split; the figures in the metadata are those of the last one.
-        report: The report of the run, see `mtl.report`.
+        report: The report of the run, see `mtl.report`, with what `train_trainer.py` adds: under
+            `chosen_on_validation` what was fitted there, by setting the names of the tasks.
         command: The command that trained the model.
     """
     num_heads = sum(task.has_head for task in config.tasks)
@@ -57,7 +59,7 @@ def build_card(
         base_model=origin.base_model,
         tags=["multi-task", "sentence-similarity", "feature-extraction", "text-classification", "mtl"],
         model_name=name,
-        eval_results=_eval_results(config, datasets, results[-1]) if results else None,
+        eval_results=_eval_results(config, sources, results[-1]) if results else None,
     )
     of_run = {task["name"] for task in report["tasks"]}
     body = [
@@ -69,19 +71,21 @@ def build_card(
         "| task | type | outputs | weight |\n|---|---|---|---|",
         *(_task_row(task, is_kept=task.name not in of_run) for task in config.tasks),
         "",
-        *(_result_section(result) for result in results),
+        *(_result_section(result, _caution(result, results, report)) for result in results),
         *calibration_section(report.get("calibration") or {}),
-        training_section(report, datasets, command),
+        training_section(report, [str(source.name) for source in sources], command),
         *_conflict_section(report),
-        _usage_section(name),
+        _usage_section(config, name, sources),
         limits_section(config, report),
     ]
     return ModelCard("\n".join(body) + "\n", ignore_metadata_errors=False)
 
 
-def _eval_results(config: MTLConfig, datasets: Sequence[str], result: EvaluationResult) -> list[EvalResult]:
+def _eval_results(config: MTLConfig, sources: Sequence[SourceConfig], result: EvaluationResult) -> list[EvalResult]:
     entries = []
     for name, metrics in result.to_dict()["tasks"].items():
+        # A task that teachers alone know has no source of its own.
+        names = [str(source.name) for source in _sources_of(name, sources) or sources]
         for metric, value in metrics.items():
             if metric == "loss" or metric.endswith("support") or value is None:
                 continue
@@ -92,8 +96,8 @@ def _eval_results(config: MTLConfig, datasets: Sequence[str], result: Evaluation
                     task_name=name,
                     # The Hub's reader joins results of one task type and data set unless their configuration differs.
                     dataset_config=name,
-                    dataset_type=datasets[0],
-                    dataset_name=", ".join(datasets),
+                    dataset_type=names[0],
+                    dataset_name=", ".join(names),
                     dataset_split=result.split,
                     metric_type=_HUB_METRIC.get(metric, metric),
                     metric_name=metric,
@@ -101,6 +105,10 @@ def _eval_results(config: MTLConfig, datasets: Sequence[str], result: Evaluation
                 )
             )
     return entries
+
+
+def _sources_of(task: str, sources: Sequence[SourceConfig]) -> list[SourceConfig]:
+    return [source for source in sources if task in (*source.labels, *source.pairs, *source.teachers)]
 
 
 def _encoder(config: MTLConfig, origin: Origin) -> str:
@@ -147,9 +155,33 @@ def _decision(task: TaskConfig) -> list[str]:
     return said
 
 
-def _result_section(result: EvaluationResult) -> str:
-    lines = [f"## Results on {result.split} ({result.num_rows:,} rows)\n", "| task | metric | value | labelled rows |"]
-    lines.append("|---|---|---|---|")
+def _caution(result: EvaluationResult, results: Sequence[EvaluationResult], report: dict[str, Any]) -> list[str]:
+    """Says what was chosen on a split, whose figures are then better than those of other rows would be."""
+    if result.split != "validation":
+        return []
+    chosen = _chosen_on_validation(report)
+    if not chosen:
+        return []
+    has_test = any(other.split == "test" for other in results)
+    estimate = "those of test are the estimate" if has_test else "an estimate needs other rows, and there is no test"
+    return [f"Chosen on these rows: {'; '.join(chosen)}. So these figures flatter the model; {estimate}.\n"]
+
+
+def _chosen_on_validation(report: dict[str, Any]) -> list[str]:
+    settings = report.get("settings", {})
+    chosen = []
+    if report["training"]:
+        if settings["load_best_model_at_end"]:
+            chosen.append("the checkpoint (`load_best_model_at_end`)")
+        if settings["early_stopping_patience"] is not None:
+            chosen.append("the end of the training (`early_stopping_patience`)")
+    fitted = report.get("chosen_on_validation", {})
+    return chosen + [f"`{key}` of {', '.join(f'`{name}`' for name in names)}" for key, names in fitted.items()]
+
+
+def _result_section(result: EvaluationResult, caution: Sequence[str]) -> str:
+    lines = [f"## Results on {result.split} ({result.num_rows:,} rows)\n", *caution]
+    lines += ["| task | metric | value | labelled rows |", "|---|---|---|---|"]
     for name, metrics in result.to_dict()["tasks"].items():
         for metric, value in metrics.items():
             if not metric.endswith("support"):
@@ -173,7 +205,8 @@ def _conflict_section(report: dict[str, Any]) -> list[str]:
     return [f"{heading}\n\n{conflicts.table()}\n\n{conflicts.advice}\n"]
 
 
-def _usage_section(name: str) -> str:
+def _usage_section(config: MTLConfig, name: str, sources: Sequence[SourceConfig]) -> str:
+    calls = "\n".join(f"model.predict({texts})  # {what}" for texts, what in _calls(config, sources))
     return f"""## Use
 
 The folder carries its own code, so `trust_remote_code=True` is needed; read its `*_mtl.py` files first.
@@ -182,7 +215,23 @@ The folder carries its own code, so `trust_remote_code=True` is needed; read its
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained("{name if "/" in name else "<this folder>"}", trust_remote_code=True)
-model.encode(["A sentence."])   # embeddings, for similarity and search
-model.predict(["A sentence."])  # every task at once
+model.encode(["A sentence."])  # embeddings, for similarity and search
+{calls}
 ```
 """
+
+
+def _calls(config: MTLConfig, sources: Sequence[SourceConfig]) -> list[tuple[str, str]]:
+    """Returns what heads take, single sentences or pairs of them as in their data, and what comes of it."""
+    heads = [task.name for task in config.tasks if task.has_head]
+    pairs = [name for name in heads if _reads_pairs(name, sources)]
+    singles = [name for name in heads if name not in pairs]
+    if not pairs:
+        return [('["A sentence."]', "every task at once")] if singles else []
+    calls = [('["A sentence."]', f"of use: {', '.join(singles)}")] if singles else []
+    return [*calls, ('[("One sentence.", "And another.")]', f"pairs, for {', '.join(pairs)}")]
+
+
+def _reads_pairs(task: str, sources: Sequence[SourceConfig]) -> bool:
+    own = _sources_of(task, sources)
+    return bool(own) and all(source.text_pair is not None for source in own)

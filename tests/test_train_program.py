@@ -91,6 +91,9 @@ def test_run_prints_and_writes_what_it_promises(
     assert saved["data"]["rows"] == {"train": 64, "validation": 30, "test": 30}
     assert set(saved["results"]) == {"validation", "test"}
     assert saved["parameters"]["trained"] == saved["parameters"]["total"]
+    assert list(saved["chosen_on_validation"]) == ["calibration_temperature"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Chosen on these rows: the checkpoint (`load_best_model_at_end`); `calibration_temperature` of `" in card
     _check_card(tmp_path / "out", saved)
     _check_model(tmp_path / "out", saved)
 
