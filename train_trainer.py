@@ -24,8 +24,7 @@ from mtl.calibration_report import calibration_report
 from mtl.card import build_card
 from mtl.card_origin import Origin, find_origin
 from mtl.checkpoints import last_complete_checkpoint
-from mtl.console import metrics_table, sample_lines, true_labels
-from mtl.data import row_texts
+from mtl.console import metrics_table, sample_lines, sample_truths
 from mtl.evaluation import EvaluationResult, evaluation_of_final_model
 from mtl.interrupt import checkpoint_when_interrupted
 from mtl.launch import launcher
@@ -244,9 +243,9 @@ def show(run: Run, results: Sequence[EvaluationResult]) -> None:
         print(metrics_table(f"\n{result.split}: score {result.score:.4f}, {result.num_rows:,} rows", result.metrics))
     split = results[-1].split if results else "train"
     count = min(run.settings.num_samples, len(run.splits[split]))
-    rows = run.splits[split].shuffle(seed=run.trainer.args.seed).select(range(count))
+    rows = list(run.splits[split].shuffle(seed=run.trainer.args.seed).select(range(count)))
     print(f"\n{count} sentences of {split}:")
-    print(sample_lines(model, row_texts(rows[:]), [true_labels(row, run.tasks) for row in rows]))
+    print(sample_lines(model, rows, sample_truths(rows, run.tasks, run.settings.source_configs())))
     print("\nCosine similarity of the embeddings:")
     for kind, pair in (("related", RELATED), ("unrelated", UNRELATED)):
         first, second = model.encode(list(pair))

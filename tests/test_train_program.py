@@ -81,7 +81,6 @@ def test_run_prints_and_writes_what_it_promises(
         "test: score",
         "2 sentences of test:",
         "predicted",
-        "embedding[:5]",
         "related    +",
         "unrelated  ",
     ):
