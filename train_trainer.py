@@ -7,12 +7,12 @@ import contextlib
 import dataclasses
 import json
 import logging
+import os
 import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub.errors import StrictDataclassError
@@ -22,16 +22,17 @@ from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.calibration_report import calibration_report
 from mtl.card import build_card
+from mtl.card_origin import Origin, find_origin
 from mtl.checkpoints import last_complete_checkpoint
-from mtl.console import metrics_table, sample_lines, true_labels
-from mtl.data import row_texts
+from mtl.console import metrics_table, sample_lines, sample_truths
 from mtl.evaluation import EvaluationResult, evaluation_of_final_model
 from mtl.interrupt import checkpoint_when_interrupted
+from mtl.launch import launcher
 from mtl.predictions import Predictions, predict_split
 from mtl.report import build_report, write_report
 from mtl.search import search, summary
 from mtl.search_space import SearchConfig
-from mtl.settings import EMBEDDED_BACKBONE, EMBEDDED_BACKBONE_NAME, RunSettings, parse_settings, resolve_backbone
+from mtl.settings import RunSettings, parse_settings, resolve_backbone
 from train_setup import (
     Run,
     calibration_of_run,
@@ -48,6 +49,12 @@ PROGRAM = "train_trainer.py"
 CARD, REPORT = "README.md", "report.json"
 RELATED = ("The battery lasts all day.", "I can use it from morning to night on one charge.")
 UNRELATED = ("The battery lasts all day.", "The senate rejected the bill on Tuesday.")
+FITTED_BY = {
+    "temperature": "calibration_temperature",
+    "label_thresholds": "label_thresholds",
+    "abstention_error_rate": "abstention_threshold",
+}
+"""Argument of `MTLTrainer.calibrate` -> the setting of a task that it fits."""
 
 Ready = TypeVar("Ready")
 
@@ -119,49 +126,64 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
     args = run.trainer.args
     if run.settings.search is not None:
         return search_settings(run)
+    is_first = run.trainer.is_world_process_zero()
+    # Before the training, which a card that cannot be read should not cost, and which may write over it.
+    origin = find_origin(run.settings.backbone, run.settings.backbone_revision) if is_first else Origin()
     training = train(run)
-    if run.trainer.is_world_process_zero():
+    if is_first:
         for name in (CARD, REPORT):  # Those of an earlier run would speak of another model.
             (run.output_dir / name).unlink(missing_ok=True)
     run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
     run, fitted = fit_decisions(run)
-    if fitted:
+    if fitted is not None:
         run.trainer.save_model(_internal_call=True)
     # The log of a resumed run may hold evaluations of an earlier process, on other data; that of a run with an adapter
     # those of the model before the adapter was merged, and any log those at the thresholds before the fit.
-    results, predictions = measure(run, from_log=not args.resume_from_checkpoint and args.peft is None and not fitted)
+    results, predictions = measure(
+        run, from_log=not args.resume_from_checkpoint and args.peft is None and fitted is None
+    )
     report = build_report(
         args,
         tasks=run.tasks,
         settings=_as_settings(run.settings, args),
-        data={"rows": {name: len(split) for name, split in run.splits.items()}, "truncated": run.truncated},
+        data=_data(run),
         freezing=run.trainer.freezing,
         training=training,
         history=run.trainer.state.log_history,
         results=results,
         calibration=calibration_report(predictions),
     )
+    report["chosen_on_validation"] = fitted or {}
     text = ""
     if study is not None:
         figures, text = study(run, results)
         report |= figures
-    if run.trainer.is_world_process_zero():
-        describe(run, report, results if study is None else [], [program, *argv], text)
+    if is_first:
+        describe(run, report, results if study is None else [], [program, *argv], origin=origin, text=text)
         show(run, results)
     if args.push_to_hub:  # In every process: a model in shards is gathered from all of them.
         run.trainer.push_to_hub(commit_message="Upload model, card and report")
     return report
 
 
-def fit_decisions(run: Run) -> tuple[Run, bool]:
-    """Fits the thresholds and temperatures that are to be fitted; returns the run with them, and whether it did."""
-    names = [task.name for task in tasks_to_fit(run)]
+def fit_decisions(run: Run) -> tuple[Run, dict[str, list[str]] | None]:
+    """Fits the thresholds and temperatures that are to be fitted.
+
+    Returns:
+        The run with them, and the names of the tasks that have been given each, or None if nothing was to be fitted.
+    """
+    rejecting, wanted = [task.name for task in tasks_to_fit(run)], calibration_of_run(run)
     validation = run.splits.get("validation")
-    if names:
+    fitted: dict[str, list[str]] = {}
+    if rejecting:
         acceptance = run.settings.rejection_acceptance
-        run.trainer.fit_rejection(validation, acceptance=acceptance, task_names=names)
-    calibrated = run.trainer.calibrate(validation, **calibration_of_run(run))
-    return dataclasses.replace(run, tasks=with_thresholds_of(run.trainer, run.tasks)), bool(names or calibrated)
+        found = run.trainer.fit_rejection(validation, acceptance=acceptance, task_names=rejecting)
+        fitted["rejection_threshold"] = list(found)
+    calibrated = run.trainer.calibrate(validation, **wanted)
+    for argument, key in FITTED_BY.items():
+        fitted[key] = [name for name in wanted[argument] if getattr(calibrated[name], key) is not None]
+    run = dataclasses.replace(run, tasks=with_thresholds_of(run.trainer, run.tasks))
+    return run, {key: names for key, names in fitted.items() if names} if rejecting or calibrated else None
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -174,7 +196,15 @@ def train(run: Run) -> dict[str, Any]:
     started = time.perf_counter()
     with checkpoint_when_interrupted(run.trainer):
         output = run.trainer.train(resume_from_checkpoint=run.checkpoint)
-    return {**output.metrics, "steps": output.global_step, "wall_seconds": round(time.perf_counter() - started, 1)}
+    args = run.trainer.args
+    return {
+        **output.metrics,
+        "steps": output.global_step,
+        "epochs": run.trainer.state.epoch,
+        "num_processes": args.world_size,
+        "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
+        "wall_seconds": round(time.perf_counter() - started, 1),
+    }
 
 
 def search_settings(run: Run) -> dict[str, Any]:
@@ -213,9 +243,9 @@ def show(run: Run, results: Sequence[EvaluationResult]) -> None:
         print(metrics_table(f"\n{result.split}: score {result.score:.4f}, {result.num_rows:,} rows", result.metrics))
     split = results[-1].split if results else "train"
     count = min(run.settings.num_samples, len(run.splits[split]))
-    rows = run.splits[split].shuffle(seed=run.trainer.args.seed).select(range(count))
+    rows = list(run.splits[split].shuffle(seed=run.trainer.args.seed).select(range(count)))
     print(f"\n{count} sentences of {split}:")
-    print(sample_lines(model, row_texts(rows[:]), [true_labels(row, run.tasks) for row in rows]))
+    print(sample_lines(model, rows, sample_truths(rows, run.tasks, run.settings.source_configs())))
     print("\nCosine similarity of the embeddings:")
     for kind, pair in (("related", RELATED), ("unrelated", UNRELATED)):
         first, second = model.encode(list(pair))
@@ -223,7 +253,13 @@ def show(run: Run, results: Sequence[EvaluationResult]) -> None:
 
 
 def describe(
-    run: Run, report: dict[str, Any], results: Sequence[EvaluationResult], command: Sequence[str], text: str = ""
+    run: Run,
+    report: dict[str, Any],
+    results: Sequence[EvaluationResult],
+    command: Sequence[str],
+    *,
+    origin: Origin,
+    text: str = "",
 ) -> None:
     """Writes `report.json` and the model card with the figures, beside the model; the card ends with a text."""
     output, settings = run.output_dir, run.settings
@@ -231,13 +267,13 @@ def describe(
     card = build_card(
         run.trainer.model.config,
         name=run.trainer.args.hub_model_id or output.name,
-        base_model=_hub_name(settings.backbone),
+        origin=origin,
         license=settings.license,
         language=settings.language,
-        datasets=[str(source.name) for source in settings.source_configs()],
+        sources=settings.source_configs(),
         results=results,
         report=report,
-        command=shlex.join(["python", *without_tokens(command)]),
+        command=shlex.join([*launcher(os.environ), *without_tokens(command)]),
     )
     card.text += text
     card.save(output / CARD)
@@ -260,10 +296,9 @@ def _is_token(option: str) -> bool:
     return option.startswith("--") and option.endswith("token")
 
 
-def _hub_name(backbone: str) -> str | None:
-    if backbone == EMBEDDED_BACKBONE:
-        return EMBEDDED_BACKBONE_NAME
-    return None if Path(backbone).is_dir() else backbone
+def _data(run: Run) -> dict[str, Any]:
+    rows = {name: len(split) for name, split in run.splits.items()}
+    return {"rows": rows, "truncated": run.truncated, "max_length": run.trainer.model.max_tokens()}
 
 
 def _as_settings(settings: RunSettings, args: MTLTrainingArguments) -> dict[str, Any]:

@@ -6,35 +6,31 @@ from typing import Any
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from configuration_mtl import MTLConfig, TaskConfig
-from mtl.calibration_report import calibration_limits, calibration_section
+from mtl.calibration_report import calibration_section
+from mtl.card_origin import Origin
+from mtl.card_training import limits_section, training_section
 from mtl.conflicts import summarize_conflicts
 from mtl.evaluation import EvaluationResult
 from mtl.rejection import REJECTION_METRICS
+from mtl.sources import SourceConfig
 
 # The Hub's names of metrics, where they differ from ours.
 _HUB_METRIC = {"pearson": "pearsonr", "spearman": "spearmanr", "rmse": "rmse", "f1_macro": "f1", "f1_micro": "f1"}
 
-_ALWAYS = (
-    "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
-    "head_learning_rate", "lr_scheduler_type", "warmup_steps", "adam_beta2", "weight_decay", "weighting",
-    "train_sampling_strategy", "freeze", "freeze_schedule", "peft", "layer_decay", "average_weights",
-    "backbone_dropout", "label_smoothing_factor", "head_dropout", "max_length", "seed",
+_SETTINGS = (
+    "hidden_size", "cosine_scale", "label_smoothing", "temperature", "margin", "symmetric", "out_of_scope_label"
 )  # fmt: skip
-_IF_SET = (
-    "aggregation", "mixture", "homogeneous_batches", "teacher", "distillation_temperature", "gold_share",
-    "teacher_annealing", "preserve_embeddings", "early_stopping_patience",
-)  # fmt: skip
-"""Settings of training that the card shows."""
+"""Settings of a task that its row shows where they are not the default."""
 
 
 def build_card(
     config: MTLConfig,
     *,
     name: str,
-    base_model: str | None,
+    origin: Origin,
     license: str | None = None,
     language: Sequence[str] | None = None,
-    datasets: Sequence[str],
+    sources: Sequence[SourceConfig],
     results: Sequence[EvaluationResult],
     report: dict[str, Any],
     command: str,
@@ -44,47 +40,52 @@ def build_card(
     Args:
         config: The model's configuration.
         name: Name of the model.
-        base_model: Name of the backbone on the Hub; none for a folder.
-        license: Licence of the model, as the Hub writes it.
-        language: Languages of the texts, as codes.
-        datasets: Names of the sources.
+        origin: What it was started from.
+        license: Licence of the model, as the Hub writes it; that of the model it was started from if not given.
+        language: Languages of the texts, as codes; likewise.
+        sources: Where its data came from.
         results: Results by split; the figures in the metadata are those of the last one.
-        report: The report of the run, see `mtl.report`.
+        report: The report of the run, see `mtl.report`, with what `train_trainer.py` adds: under
+            `chosen_on_validation` what was fitted there, by setting the names of the tasks.
         command: The command that trained the model.
     """
     num_heads = sum(task.has_head for task in config.tasks)
     heads = "1 task head" if num_heads == 1 else f"{num_heads} task heads"
+    language = language or origin.language
     data = ModelCardData(
         library_name="transformers",
-        license=license,
+        license=license or origin.license,
         language=list(language) if language else None,
-        base_model=base_model,
+        base_model=origin.base_model,
         tags=["multi-task", "sentence-similarity", "feature-extraction", "text-classification", "mtl"],
         model_name=name,
-        eval_results=_eval_results(config, datasets, results[-1]) if results else None,
+        eval_results=_eval_results(config, sources, results[-1]) if results else None,
     )
+    of_run = {task["name"] for task in report["tasks"]}
     body = [
         f"---\n{data.to_yaml()}\n---\n",
         f"# {name}\n",
-        f"One `{base_model or config.text_config.model_type}` encoder with {heads} on one "
-        f"{config.pooling}-pooled, {config.hidden_size}-dimensional sentence embedding.\n",
+        f"{_encoder(config, origin)} with {heads} on one {config.pooling}-pooled, "
+        f"{config.hidden_size}-dimensional sentence embedding.{_beginning(origin)}\n",
         "## Tasks\n",
         "| task | type | outputs | weight |\n|---|---|---|---|",
-        *(_task_row(task) for task in config.tasks),
+        *(_task_row(task, is_kept=task.name not in of_run) for task in config.tasks),
         "",
-        *(_result_section(result) for result in results),
+        *(_result_section(result, _caution(result, results, report)) for result in results),
         *calibration_section(report.get("calibration") or {}),
-        _training_section(report, datasets, command),
+        training_section(report, [str(source.name) for source in sources], command),
         *_conflict_section(report),
-        _usage_section(name),
-        _limits_section(config, report),
+        _usage_section(config, name, sources),
+        limits_section(config, report),
     ]
     return ModelCard("\n".join(body) + "\n", ignore_metadata_errors=False)
 
 
-def _eval_results(config: MTLConfig, datasets: Sequence[str], result: EvaluationResult) -> list[EvalResult]:
+def _eval_results(config: MTLConfig, sources: Sequence[SourceConfig], result: EvaluationResult) -> list[EvalResult]:
     entries = []
     for name, metrics in result.to_dict()["tasks"].items():
+        # A task that teachers alone know has no source of its own.
+        names = [str(source.name) for source in _sources_of(name, sources) or sources]
         for metric, value in metrics.items():
             if metric == "loss" or metric.endswith("support") or value is None:
                 continue
@@ -95,8 +96,8 @@ def _eval_results(config: MTLConfig, datasets: Sequence[str], result: Evaluation
                     task_name=name,
                     # The Hub's reader joins results of one task type and data set unless their configuration differs.
                     dataset_config=name,
-                    dataset_type=datasets[0],
-                    dataset_name=", ".join(datasets),
+                    dataset_type=names[0],
+                    dataset_name=", ".join(names),
                     dataset_split=result.split,
                     metric_type=_HUB_METRIC.get(metric, metric),
                     metric_name=metric,
@@ -106,15 +107,37 @@ def _eval_results(config: MTLConfig, datasets: Sequence[str], result: Evaluation
     return entries
 
 
-def _task_row(task: TaskConfig) -> str:
+def _sources_of(task: str, sources: Sequence[SourceConfig]) -> list[SourceConfig]:
+    return [source for source in sources if task in (*source.labels, *source.pairs, *source.teachers)]
+
+
+def _encoder(config: MTLConfig, origin: Origin) -> str:
+    is_plain = origin.base_model is not None and origin.base_model != origin.starts_from
+    return f"One `{origin.base_model if is_plain else config.text_config.model_type}` encoder"
+
+
+def _beginning(origin: Origin) -> str:
+    return "" if origin.starts_from is None else f" It starts from the multi-task model `{origin.starts_from}`."
+
+
+def _task_row(task: TaskConfig, *, is_kept: bool = False) -> str:
+    """Returns a task's row of the table; what is kept has a head of an earlier run, and no data in this one."""
     names = list(task.labels or [])
     if not task.has_head:
-        return f"| `{task.name}` | {task.problem_type}, loss {task.loss} | the embedding | {task.weight} |"
+        shown = "; ".join(["the embedding", *_own_settings(task)])
+        return f"| `{task.name}` | {task.problem_type}, loss {task.loss} | {shown} | {task.weight} |"
     shown = ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "") if names else task.num_labels
-    shown = "; ".join([str(shown), *_decision(task)])
+    shown = "; ".join([str(shown), *_own_settings(task), *_decision(task)])
     # A label may be any text, but a cell of a table is one line, and ends at a bar.
     shown = " ".join(shown.split()).replace("|", "\\|")
-    return f"| `{task.name}` | {task.problem_type} | {shown} | {task.weight} |"
+    weight = "kept: neither trained nor measured in this run" if is_kept else task.weight
+    return f"| `{task.name}` | {task.problem_type} | {shown} | {weight} |"
+
+
+def _own_settings(task: TaskConfig) -> list[str]:
+    """Returns what sets a task apart from one that only has its labels, as it was given."""
+    default = TaskConfig(task.name, task.problem_type, labels=task.labels, num_labels=task.num_labels, loss=task.loss)
+    return [f"{key} {getattr(task, key)}" for key in _SETTINGS if getattr(task, key) != getattr(default, key)]
 
 
 def _decision(task: TaskConfig) -> list[str]:
@@ -132,9 +155,33 @@ def _decision(task: TaskConfig) -> list[str]:
     return said
 
 
-def _result_section(result: EvaluationResult) -> str:
-    lines = [f"## Results on {result.split} ({result.num_rows:,} rows)\n", "| task | metric | value | labelled rows |"]
-    lines.append("|---|---|---|---|")
+def _caution(result: EvaluationResult, results: Sequence[EvaluationResult], report: dict[str, Any]) -> list[str]:
+    """Says what was chosen on a split, whose figures are then better than those of other rows would be."""
+    if result.split != "validation":
+        return []
+    chosen = _chosen_on_validation(report)
+    if not chosen:
+        return []
+    has_test = any(other.split == "test" for other in results)
+    estimate = "those of test are the estimate" if has_test else "an estimate needs other rows, and there is no test"
+    return [f"Chosen on these rows: {'; '.join(chosen)}. So these figures flatter the model; {estimate}.\n"]
+
+
+def _chosen_on_validation(report: dict[str, Any]) -> list[str]:
+    settings = report.get("settings", {})
+    chosen = []
+    if report["training"]:
+        if settings["load_best_model_at_end"]:
+            chosen.append("the checkpoint (`load_best_model_at_end`)")
+        if settings["early_stopping_patience"] is not None:
+            chosen.append("the end of the training (`early_stopping_patience`)")
+    fitted = report.get("chosen_on_validation", {})
+    return chosen + [f"`{key}` of {', '.join(f'`{name}`' for name in names)}" for key, names in fitted.items()]
+
+
+def _result_section(result: EvaluationResult, caution: Sequence[str]) -> str:
+    lines = [f"## Results on {result.split} ({result.num_rows:,} rows)\n", *caution]
+    lines += ["| task | metric | value | labelled rows |", "|---|---|---|---|"]
     for name, metrics in result.to_dict()["tasks"].items():
         for metric, value in metrics.items():
             if not metric.endswith("support"):
@@ -150,38 +197,6 @@ def _support_of(metric: str, metrics: dict[str, Any]) -> str:
     return f"{inside + outside:,}" if metric in REJECTION_METRICS else f"{inside:,}"
 
 
-def _training_section(report: dict[str, Any], datasets: Sequence[str], command: str) -> str:
-    training, parameters = report["training"], report["parameters"]
-    rows = ", ".join(f"{split} {count:,}" for split, count in report["data"]["rows"].items())
-    runtime = training.get("train_runtime")
-    if runtime is None:
-        did, shown = f"Nothing was trained, the model was measured in {report['precision']}.", ""
-    else:
-        did = (
-            f"Training took {runtime:.0f} s ({training['steps']:,} steps) in {report['precision']}, with "
-            f"{parameters['trained']:,} of {parameters['total']:,} parameters learning."
-        )
-        lines = "\n".join(f"| {key} | {value} |" for key, value in _shown_settings(report["settings"]).items())
-        shown = f"| setting | value |\n|---|---|\n{lines}\n\n"
-    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
-    return (
-        f"## Training\n\n```bash\n{command}\n```\n\nData: {', '.join(datasets)}; rows: {rows}.\n\n{did}\n\n"
-        f"{shown}Versions: {versions}.\n"
-    )
-
-
-def _shown_settings(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns the settings that training went by; of those that are seldom used, the ones that are set."""
-    hidden = {"num_train_epochs" if settings["max_steps"] > 0 else "max_steps"}  # The other one ends the training.
-    if not settings.get("teacher") and not any(source.get("teachers") for source in settings.get("sources", ())):
-        hidden |= {"distillation_temperature", "gold_share", "teacher_annealing"}
-    elif settings["teacher_annealing"]:
-        hidden |= {"gold_share"}
-    always = {key: settings[key] for key in _ALWAYS if settings.get(key) is not None}
-    seldom = {key: settings[key] for key in _IF_SET if settings.get(key) not in (None, False, 0, "none", [])}
-    return {key: value for key, value in (always | seldom).items() if key not in hidden}
-
-
 def _conflict_section(report: dict[str, Any]) -> list[str]:
     conflicts = summarize_conflicts(report["history"])
     if conflicts is None:
@@ -190,7 +205,8 @@ def _conflict_section(report: dict[str, Any]) -> list[str]:
     return [f"{heading}\n\n{conflicts.table()}\n\n{conflicts.advice}\n"]
 
 
-def _usage_section(name: str) -> str:
+def _usage_section(config: MTLConfig, name: str, sources: Sequence[SourceConfig]) -> str:
+    calls = "\n".join(f"model.predict({texts})  # {what}" for texts, what in _calls(config, sources))
     return f"""## Use
 
 The folder carries its own code, so `trust_remote_code=True` is needed; read its `*_mtl.py` files first.
@@ -199,20 +215,23 @@ The folder carries its own code, so `trust_remote_code=True` is needed; read its
 from transformers import AutoModel
 
 model = AutoModel.from_pretrained("{name if "/" in name else "<this folder>"}", trust_remote_code=True)
-model.encode(["A sentence."])   # embeddings, for similarity and search
-model.predict(["A sentence."])  # every task at once
+model.encode(["A sentence."])  # embeddings, for similarity and search
+{calls}
 ```
 """
 
 
-def _limits_section(config: MTLConfig, report: dict[str, Any]) -> str:
-    truncated, rows = (sum(report["data"][key].values()) for key in ("truncated", "rows"))
-    limit = "the tokenizer's limit" if config.max_seq_length is None else f"{config.max_seq_length} tokens"
-    scores = "".join(f"{line}\n" for line in calibration_limits(config.tasks))
-    return (
-        "## Limits\n\n"
-        f"- Texts are cut at {limit}; of the {rows:,} rows that it was trained and measured on {truncated:,} texts "
-        "were longer.\n"
-        f"{scores}"
-        "- The figures hold for data like that named above; other text may fare worse.\n"
-    )
+def _calls(config: MTLConfig, sources: Sequence[SourceConfig]) -> list[tuple[str, str]]:
+    """Returns what heads take, single sentences or pairs of them as in their data, and what comes of it."""
+    heads = [task.name for task in config.tasks if task.has_head]
+    pairs = [name for name in heads if _reads_pairs(name, sources)]
+    singles = [name for name in heads if name not in pairs]
+    if not pairs:
+        return [('["A sentence."]', "every task at once")] if singles else []
+    calls = [('["A sentence."]', f"of use: {', '.join(singles)}")] if singles else []
+    return [*calls, ('[("One sentence.", "And another.")]', f"pairs, for {', '.join(pairs)}")]
+
+
+def _reads_pairs(task: str, sources: Sequence[SourceConfig]) -> bool:
+    own = _sources_of(task, sources)
+    return bool(own) and all(source.text_pair is not None for source in own)

@@ -9,8 +9,10 @@ from transformers import ProgressCallback, TrainerControl, TrainerState, Trainin
 from configuration_mtl import TaskConfig
 from inference_mtl import Text
 from modeling_mtl import MTLModel
-from mtl.data import label_column
+from mtl.data import label_column, row_texts
 from mtl.metrics import PRIMARY_METRIC
+from mtl.preservation import PRESERVATION
+from mtl.sources import FURTHER_COLUMNS, PAIR_COLUMN, TEXT_COLUMN, SourceConfig
 from tasks_mtl import CLASS_TYPES, IGNORE_INDEX, MULTI_LABEL, OUT_OF_SCOPE_INDEX
 
 _WIDTH_OF_TEXT = 100
@@ -44,8 +46,10 @@ class ProgressReport(ProgressCallback):
             self.training_bar.write(self._evaluation_line(logs))
 
     def _training_line(self, state: TrainerState, logs: dict[str, Any]) -> str:
-        names = [f"{kind}_{task.name}" for task in self.tasks for kind in ("loss", "teacher_loss")]
-        parts = [f"{name.removeprefix('loss_')} {logs[name]:.4f}" for name in names if name in logs]
+        names = [task.name for task in self.tasks]
+        keys = {f"loss_{name}": name for name in names} | {f"teacher_loss_{name}": f"{name} teacher" for name in names}
+        keys[f"loss_{PRESERVATION}"] = PRESERVATION
+        parts = [f"{name} {logs[key]:.4f}" for key, name in keys.items() if key in logs]
         return (
             f"step {state.global_step}/{state.max_steps}  epoch {logs['epoch']:.2f}  loss {logs['loss']:.4f} "
             f"({', '.join(parts)})  lr {logs['learning_rate']:.2e}"
@@ -73,26 +77,34 @@ def metrics_table(title: str, metrics: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
-def sample_lines(model: MTLModel, texts: Sequence[Text], truths: Sequence[dict[str, str]]) -> str:
+def sample_lines(model: MTLModel, rows: Sequence[Mapping[str, Any]], truths: Sequence[dict[str, str]]) -> str:
     """Formats sentences with the predicted and the true label of each task, by name.
+
+    Texts that a row is compared with follow it, with the cosine of their embeddings.
 
     Args:
         model: The trained model.
-        texts: The sentences, or pairs.
-        truths: For each sentence, the true label of each task as text; a task that is left out has none.
+        rows: Rows of the data, with their columns of texts.
+        truths: For each row, the true label of each task as text; a task that is left out is not shown.
     """
     lines = []
-    embeddings = model.encode(list(texts))  # (N, H)
-    predictions = model.predict(list(texts))
-    for given, truth, embedding, predicted in zip(texts, truths, embeddings, predictions, strict=True):
-        text = given if isinstance(given, str) else " / ".join(given)
-        short = text if len(text) <= _WIDTH_OF_TEXT else text[: _WIDTH_OF_TEXT - 1] + "…"
-        lines.append(f"  input      {short}")
-        for task in filter(lambda task: task.has_head, model.config.tasks):
-            true = truth.get(task.name, "-")
-            lines.append(f"    {task.name:<14} predicted {shown(task, predicted[task.name])}, true {true}")
-        lines.append(f"    embedding[:5]  {[round(float(value), 4) for value in embedding[:5]]}")
+    columns = {name: [row[name] for row in rows] for name in (TEXT_COLUMN, PAIR_COLUMN) if rows and name in rows[0]}
+    texts = row_texts(columns) if rows else []
+    for row, text, truth, predicted in zip(rows, texts, truths, model.predict(texts), strict=True):
+        lines.append(f"  input      {_short(text)}")
+        for task in model.config.tasks:
+            if task.name in truth and task.has_head:
+                told = f"predicted {shown(task, predicted[task.name])}, true {truth[task.name]}"
+                lines.append(f"    {task.name:<14} {told}")
+        for other in [row[name] for name in FURTHER_COLUMNS if row.get(name) is not None]:
+            first, second = model.encode([row[TEXT_COLUMN], other])  # (H,)
+            lines.append(f"    cosine {first @ second:+.3f}  with {_short(other)}")
     return "\n".join(lines)
+
+
+def _short(text: Text) -> str:
+    text = text if isinstance(text, str) else " / ".join(text)
+    return text if len(text) <= _WIDTH_OF_TEXT else text[: _WIDTH_OF_TEXT - 1] + "…"
 
 
 def shown(task: TaskConfig, prediction: Any) -> str:
@@ -102,6 +114,23 @@ def shown(task: TaskConfig, prediction: Any) -> str:
     if task.problem_type == MULTI_LABEL:
         return ", ".join(prediction["labels"]) or "none"
     return f"{prediction:.2f}" if isinstance(prediction, float) else str(prediction)
+
+
+def sample_truths(
+    rows: Sequence[Mapping[str, Any]], tasks: Sequence[TaskConfig], sources: Sequence[SourceConfig]
+) -> list[dict[str, str]]:
+    """Returns, for each row, the true labels of the tasks that it has a label for or that its source teaches.
+
+    Args:
+        rows: Rows of the data.
+        tasks: The tasks.
+        sources: The sources that they are of.
+    """
+    taught = {source.name: {*source.labels, *source.teachers} for source in sources}
+    return [
+        {name: text for name, text in true_labels(row, tasks).items() if name in taught[row["source"]] or text != "-"}
+        for row in rows
+    ]
 
 
 def true_labels(row: Mapping[str, Any], tasks: Sequence[TaskConfig]) -> dict[str, str]:

@@ -1,9 +1,26 @@
-"""Finds out that a launcher has started one process where several were asked for."""
+"""How processes were started: the launcher's part of the command, and one that started too few."""
 
 from collections.abc import Mapping
 
 # Set by torchrun and by the MPI launchers that accelerate reads, for every process of several.
 _WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
+
+
+def launcher(environment: Mapping[str, str]) -> list[str]:
+    """Returns the words that stand before the script on the command line by which a process was started.
+
+    Args:
+        environment: The environment variables.
+    """
+    if "TORCHELASTIC_RUN_ID" not in environment:
+        return ["python"]
+    # Of those that torch's launcher is part of, accelerate's alone sets this one (`prepare_multi_gpu_env`, 1.15).
+    if "ACCELERATE_DYNAMO_USE_FULLGRAPH" in environment:
+        kind = "--use_fsdp" if environment.get("ACCELERATE_USE_FSDP") == "true" else "--multi_gpu"
+        return ["accelerate", "launch", kind, f"--num_processes={environment['WORLD_SIZE']}"]
+    machines = environment.get("GROUP_WORLD_SIZE", "1")
+    nodes = [] if machines == "1" else [f"--nnodes={machines}"]
+    return ["torchrun", *nodes, f"--nproc_per_node={environment['LOCAL_WORLD_SIZE']}"]
 
 
 def refuse_lone_process(environment: Mapping[str, str]) -> None:

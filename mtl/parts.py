@@ -42,12 +42,6 @@ class Part:
         """The texts, as they are in the source."""
         return self.table[self.source.text]
 
-    @property
-    def keys(self) -> pa.ChunkedArray:
-        """What tells rows apart where data is cut: the text, or the pair of texts that are encoded together."""
-        pair = self.source.text_pair
-        return text_keys(self.texts, None if pair is None else self.table[pair])
-
     def filter(self, keep: npt.NDArray[np.bool_], split: str | None = None) -> "Part":
         """Returns the rows where `keep`, of shape (rows,), is true; as another split, if one is given."""
         table = self.table.filter(pa.array(keep))

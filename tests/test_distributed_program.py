@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 import train_trainer
 from modeling_mtl import MTLModel
-from mtl.launch import refuse_lone_process
+from mtl.launch import launcher, refuse_lone_process
 from mtl.sharded import check_sharding
 
 ROOT = Path(__file__).parent.parent
@@ -107,6 +107,14 @@ def test_two_processes_give_the_curve_of_one(
     check_alike(one, two)
     assert two["data"]["rows"]["validation"] == 14
     assert shown.count("Saved to") == 1
+    assert two["training"]["num_processes"] == 2
+    rows = two["training"]["effective_batch_size"]
+    assert rows == one["training"]["effective_batch_size"] == (24 if mixture else 8)
+    card = (tmp_path / "two" / "README.md").read_text()
+    assert (
+        f"{'accelerate launch --multi_gpu --num_processes' if mixture else 'torchrun --nproc_per_node'}=2 "
+    ) in card
+    assert " s in 2 processes: " in card and f" steps of {rows} rows, 2 epochs, in " in card
     expected, found = (load_file(tmp_path / name / "model.safetensors") for name in ("one", "two"))
     for name, tensor in expected.items():
         # AdamW divides by the root of tiny second moments, which lets float32 noise grow.
@@ -155,6 +163,16 @@ def test_environments_of_launchers() -> None:
     refuse_lone_process({"MASTER_ADDR": "127.0.0.1"})  # Set by a scheduler, for whatever runs.
     with pytest.raises(ValueError, match="it starts only this one"):
         refuse_lone_process(lone)
+
+
+def test_command_that_started_the_process() -> None:
+    assert launcher({}) == launcher({"ACCELERATE_MIXED_PRECISION": "bf16"}) == ["python"]  # Set by `bf16` itself.
+    torchrun = {"TORCHELASTIC_RUN_ID": "none", "WORLD_SIZE": "4", "LOCAL_WORLD_SIZE": "2", "GROUP_WORLD_SIZE": "2"}
+    assert launcher(torchrun) == ["torchrun", "--nnodes=2", "--nproc_per_node=2"]
+    assert launcher({**torchrun, "GROUP_WORLD_SIZE": "1"}) == ["torchrun", "--nproc_per_node=2"]
+    accelerate = {**torchrun, "ACCELERATE_DYNAMO_USE_FULLGRAPH": "False"}
+    assert launcher(accelerate) == ["accelerate", "launch", "--multi_gpu", "--num_processes=4"]
+    assert "--use_fsdp" in launcher({**accelerate, "ACCELERATE_USE_FSDP": "true"})
 
 
 class _Plugin:

@@ -125,7 +125,8 @@ def test_wrong_configuration(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.parametrize("path", ["reviews.csv", "data/reviews.parquet", "./reviews", "/nowhere/reviews", "~/no-such"])
-def test_what_looks_like_a_file_is_never_looked_up(monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+def test_what_looks_like_a_file_is_never_looked_up(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, path: str) -> None:
+    monkeypatch.chdir(tmp_path)  # The README lets people have a `reviews.csv` where they work.
     monkeypatch.setattr("mtl.parts.load_dataset", lambda *args, **settings: pytest.fail("looked up"))
     with pytest.raises(FileNotFoundError, match=r"Source '.*': there is no file '.*'. Correct the path"):
         load_sources([SourceConfig(path, labels={"topic": "topic"})], [TOPIC])

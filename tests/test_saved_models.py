@@ -11,6 +11,7 @@ import torch
 from checks import logits_of, output_layer, training_args
 from conftest import MakeModel, ToyRows
 from datasets import DatasetDict
+from huggingface_hub import ModelCard
 from safetensors.torch import save_file
 from saved_folders import SENTENCES, assert_loads_as
 from torch import Tensor, nn
@@ -177,6 +178,18 @@ def test_kept_heads_stay_where_the_encoder_moves_which_is_told(
     assert abs(model.encode(SENTENCES) - old_model.encode(SENTENCES)).max() > 1e-3
     for task in ("topic", "sentiment"):
         assert torch.equal(output_layer(model, task).weight, output_layer(old_model, task).weight)
+
+
+def test_card_says_what_the_model_starts_from_and_which_tasks_it_kept(argv: list[str], tmp_path: Path) -> None:
+    said = "---\nlicense: mit\nlanguage: [en]\nbase_model: some/encoder\n---\n"
+    (tmp_path / "old" / "README.md").write_text(said)
+    train_trainer.main([*argv, "--other_tasks", "keep", "--freeze", "backbone", "--language", "de"])
+    card = ModelCard.load(tmp_path / "new" / "README.md")
+    assert (card.data.base_model, card.data.license, card.data.language) == ("some/encoder", "mit", ["de"])
+    assert "One `some/encoder` encoder with 3 task heads" in card.text
+    assert "It starts from the multi-task model `old`." in card.text
+    rows = [line for line in card.text.splitlines() if line.endswith("neither trained nor measured in this run |")]
+    assert [row.split("`")[1] for row in rows] == ["topic", "sentiment"]
 
 
 def test_program_removes_tasks_when_told_so(argv: list[str], old_model: MTLModel, tmp_path: Path) -> None:

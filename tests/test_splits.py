@@ -13,6 +13,7 @@ from mtl.arguments import MTLTrainingArguments
 from mtl.data import load_sources
 from mtl.settings import JsonObject, RunSettings
 from mtl.sources import SourceConfig
+from tasks_mtl import SCORED_PAIRS
 from train_setup import read_sources
 
 TOPIC = TaskConfig("topic")
@@ -130,6 +131,60 @@ def test_source_with_a_test_of_its_own_gives_up_what_another_one_tests_on(write:
     splits, _ = load_sources([SourceConfig(files=files, labels={"topic": "topic"}), cut], [TOPIC])
     texts = texts_of(splits)
     assert not set(texts["train"]) & {*texts["validation"], *texts["test"]}
+
+
+PAIRS = [{"one": f"one {n // 4}", "two": f"two {n}", "same": "yn"[n % 2], "score": n / 400} for n in range(400)]
+TOGETHER: dict[str, Any] = {"text": "one", "text_pair": "two", "labels": {"same": "same"}, "name": "together"}
+APART: dict[str, Any] = {"text": "one", "compare_with": ["two"], "labels": {"near": "score"}, "name": "apart"}
+PAIR_TASKS = [TaskConfig("same", labels=("y", "n")), TaskConfig("near", SCORED_PAIRS)]
+
+
+def pairs_of(splits: DatasetDict, source: str) -> dict[str, set[tuple[str, str]]]:
+    """Returns the pairs of a source in every split, in whichever column the second text stands."""
+    second = "text_pair" if source == "together" else "further_1"
+    rows = {name: split.filter(lambda row: row["source"] == source)[:] for name, split in splits.items()}
+    return {name: set(zip(some["text"], some[second], strict=True)) for name, some in rows.items()}
+
+
+def test_rows_listed_twice_fall_on_one_side(write: WriteRows, caplog: pytest.LogCaptureFixture) -> None:
+    path = str(write(PAIRS))
+    sources = [SourceConfig(path, **TOGETHER), SourceConfig(path, **APART)]
+    splits, _ = load_sources(sources, PAIR_TASKS)
+    together, apart = pairs_of(splits, "together"), pairs_of(splits, "apart")
+    assert together == apart
+    assert {name: len(rows) for name, rows in together.items()} == {"train": 320, "validation": 40, "test": 40}
+    assert sum(len({first for first, _ in rows}) for rows in together.values()) == 100
+    assert "also in train" not in caplog.text
+    # In the other order too, and as the second source alone is cut.
+    assert pairs_of(load_sources(sources[::-1], PAIR_TASKS)[0], "together") == together
+    assert pairs_of(load_sources(sources[1:], PAIR_TASKS[1:])[0], "apart") == apart
+
+
+def test_pairs_are_cut_by_the_pair_where_no_other_source_has_the_first_text(write: WriteRows) -> None:
+    together, single = SourceConfig(str(write(PAIRS)), **TOGETHER), write(numbered(50), "single.json")
+    alone = pairs_of(load_sources([together], PAIR_TASKS[:1])[0], "together")
+    mixed = [together, SourceConfig(str(single), labels={"topic": "topic"})]
+    assert pairs_of(load_sources(mixed, [PAIR_TASKS[0], TOPIC])[0], "together") == alone
+    assert {first for first, _ in alone["train"]} & {first for first, _ in alone["test"]}  # By the pair.
+    shared = write([*numbered(50), {"text": "one 7", "topic": "x"}], "single.json")
+    mixed = [together, SourceConfig(str(shared), labels={"topic": "topic"})]
+    rows = pairs_of(load_sources(mixed, [PAIR_TASKS[0], TOPIC])[0], "together")
+    assert [sum(first == "one 7" for first, _ in some) for some in rows.values()].count(0) == 2
+
+
+def test_overlap_is_seen_across_columns(write: WriteRows, caplog: pytest.LogCaptureFixture) -> None:
+    def files(train: list[dict[str, Any]], test: list[dict[str, Any]], name: str) -> dict[str, str]:
+        rows = {"train": train, "test": test}
+        return {split: str(write(some, f"{name}-{split}.json")) for split, some in rows.items()}
+
+    # Of the pairs 'one 0' is compared in train, 'one 1' is a pair with others in train, and 'one 2' is new. Of the
+    # comparisons 'one 1' is in train's pairs, and 'one 3' is new.
+    together = files([PAIRS[4]], [PAIRS[0], PAIRS[5], PAIRS[8]], "together")
+    apart = files([PAIRS[1]], [PAIRS[6], PAIRS[12]], "apart")
+    sources = [SourceConfig(files=together, **TOGETHER), SourceConfig(files=apart, **APART)]
+    splits, _ = load_sources(sources, PAIR_TASKS, validation_fraction=0.0, drop_overlap=True)
+    assert "Split 'test': 2 of 5 rows have a text that is also in train" in caplog.text
+    assert splits["test"]["text"][:] == ["one 1", "one 2", "one 3"]
 
 
 def test_texts_that_stay_in_train_elsewhere_are_cut_last(write: WriteRows, caplog: pytest.LogCaptureFixture) -> None:

@@ -81,7 +81,6 @@ def test_run_prints_and_writes_what_it_promises(
         "test: score",
         "2 sentences of test:",
         "predicted",
-        "embedding[:5]",
         "related    +",
         "unrelated  ",
     ):
@@ -91,6 +90,9 @@ def test_run_prints_and_writes_what_it_promises(
     assert saved["data"]["rows"] == {"train": 64, "validation": 30, "test": 30}
     assert set(saved["results"]) == {"validation", "test"}
     assert saved["parameters"]["trained"] == saved["parameters"]["total"]
+    assert list(saved["chosen_on_validation"]) == ["calibration_temperature"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert "Chosen on these rows: the checkpoint (`load_best_model_at_end`); `calibration_temperature` of `" in card
     _check_card(tmp_path / "out", saved)
     _check_model(tmp_path / "out", saved)
 
@@ -280,9 +282,9 @@ def test_card_tells_what_ended_the_training(write_settings: WriteSettings, tmp_p
     card = (tmp_path / "out" / "README.md").read_text()
     assert "| max_steps | 3 |" in card
     assert "num_train_epochs" not in card  # They took no part.
-    assert "Texts are cut at 32 tokens; of the 124 rows that it was trained and measured on 0 texts" in card
+    assert "Texts are cut at 32 tokens; of the 124 rows of the data above 0 texts were longer" in card
     assert "Data: toy; rows: train 64, validation 30, test 30." in card
-    assert "(3 steps)" in card
+    assert " s: 3 steps of 8 rows, 0.375 epochs, in " in card  # 64 rows are 8 steps.
     assert "gold_share" not in card and "| mixture |" not in card
 
 
@@ -293,6 +295,25 @@ def test_card_of_a_model_that_was_only_measured_shows_no_settings_of_training(
     card = (tmp_path / "out" / "README.md").read_text()
     assert "Nothing was trained, the model was measured in " in card
     assert "learning_rate" not in card
+    assert "Data: toy; rows: validation 30, test 30." in card
+    assert "of the 60 rows of the data above" in card
+
+
+def test_card_counts_what_a_schedule_lets_learn_and_tells_which_length_was_in_use(
+    write_settings: WriteSettings, tmp_path: Path
+) -> None:
+    settings = yaml.safe_load(Path(write_settings(max_steps=3, eval_strategy="no", save_strategy="no")).read_text())
+    del settings["max_length"]
+    settings |= {"load_best_model_at_end": False, "freeze_schedule": {0: "backbone", 0.25: "none", 1: "heads:topic"}}
+    path = tmp_path / "schedule.yaml"
+    path.write_text(yaml.safe_dump(settings))
+    parameters = train_trainer.main([str(path)])["parameters"]
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert (
+        f"with {parameters['total']:,} of {parameters['total']:,} parameters learning in at least one phase of "
+        "`freeze_schedule`, fewer at a time; those from epoch 1 on, which it did not reach, are counted too."
+    ) in card
+    assert "| max_length | 64 |" in card  # What the tokenizer takes.
 
 
 def test_card_shows_what_is_seldom_set(write_settings: WriteSettings, tmp_path: Path) -> None:
