@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -95,10 +96,8 @@ def write_plots(plots: list[Plot], folder: Path) -> list[Path]:
             name += "-"
         written[name.casefold()] = folder / f"{name}.png"
         written[name.casefold()].write_bytes(png_bytes(plot.figure))
-        data = json.dumps(
-            {"kind": plot.kind, "task": plot.task or None, "shows": plot.alt, "data": plot.data}, indent=1
-        )
-        (folder / f"{name}.json").write_text(data + "\n", encoding="utf-8")
+        content = {"kind": plot.kind, "task": plot.task or None, "shows": plot.alt, "data": plot.data}
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
     return [file for png in written.values() for file in (png, png.with_suffix(".json"))]
 
 
@@ -109,8 +108,9 @@ def _of_training(report: Mapping[str, Any]) -> Iterator[Plot]:
     if losses:
         alt = "Loss over all tasks by step, in training and on validation."
         yield Plot("loss", "", alt, losses, lambda: figures_training.draw_losses(losses))
-    if "score" in run:
-        alt = f"Score, the mean of the tasks' primary metrics, on validation by step; at the end {run['score'][-1][1]:.3f}."
+    if len(run.get("score", ())) > 1:  # One measurement makes no curve.
+        last = run["score"][-1][1]
+        alt = f"Score, the mean of the tasks' primary metrics, on validation by step; at the end {last:.3f}."
         yield Plot("score", "", alt, run["score"], lambda: figures_training.draw_metrics({"score": run["score"]}))
     if "learning_rate" in run:
         rate = run["learning_rate"]
@@ -124,7 +124,7 @@ def _of_task_training(name: str, curves: Mapping[str, Any]) -> Iterator[Plot]:
     if losses:
         alt = f"Loss of the task {name} by step, in training and on validation."
         yield Plot("loss", name, alt, losses, lambda: figures_training.draw_losses(losses))
-    if metrics := curves["metrics"]:
+    if metrics := {key: points for key, points in curves["metrics"].items() if len(points) > 1}:
         last = ", ".join(f"{key} {points[-1][1]:.3f}" for key, points in metrics.items())
         alt = f"Metrics of the task {name} on validation by step; at the end {last}."
         yield Plot("metrics", name, alt, metrics, lambda: figures_training.draw_metrics(metrics))
@@ -163,12 +163,11 @@ def _of_outputs(name: str, task: Mapping[str, Any]) -> Iterator[Plot]:
     for residuals in task.get("residuals", []):
         which = f"{name}-{residuals['output']}" if len(task["residuals"]) > 1 else name
         alt = f"Predicted by true numbers of {which}, {len(residuals['points'])} rows."
-        yield Plot(
-            "predicted", which, alt, residuals["points"], lambda some=residuals: figures_outputs.draw_predicted(some)
-        )
+        draw = functools.partial(figures_outputs.draw_predicted, residuals)
+        yield Plot("predicted", which, alt, residuals["points"], draw)
         alt = f"Residuals of {which}: mean {residuals['mean']:.3g}, standard deviation {residuals['std']:.3g}."
         data = {key: value for key, value in residuals.items() if key != "points"}
-        yield Plot("residuals", which, alt, data, lambda some=residuals: figures_outputs.draw_residuals(some))
+        yield Plot("residuals", which, alt, data, functools.partial(figures_outputs.draw_residuals, residuals))
 
 
 def _of_slices(name: str, task: Mapping[str, Any], evidence: Mapping[str, Any]) -> Iterator[Plot]:
@@ -176,7 +175,7 @@ def _of_slices(name: str, task: Mapping[str, Any], evidence: Mapping[str, Any]) 
     if len(estimates) > 1:
         metric = task["primary_metric"]
         whole = task["metrics"].get(metric, {}).get("value")
-        alt = f"{metric} of the task {name} on slices of {evidence['split']}, with intervals; the line is the whole split."
+        alt = f"{metric} of the task {name} on slices of {evidence['split']}, with intervals; the line is all of it."
         data = [part for part in evidence["slices"] if name in part["tasks"]]
         draw = figures_intervals.draw_forest
         yield Plot("slices", name, alt, data, lambda: draw(estimates, axis=f"{name}: {metric}", line=whole))
@@ -187,7 +186,7 @@ def _of_embedding(report: Mapping[str, Any]) -> Iterator[Plot]:
     if plane and plane["points"]:
         for name in plane["tasks"]:
             alt = f"Map of {len(plane['points'])} sentences by their embeddings, in the colours of their {name}."
-            yield Plot("map", name, alt, plane, lambda task=name: figures_map.draw_map(plane, task))
+            yield Plot("map", name, alt, plane, functools.partial(figures_map.draw_map, plane, name))
 
 
 def _of_comparison(comparison: Mapping[str, Any]) -> Iterator[Plot]:

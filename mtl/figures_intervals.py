@@ -12,7 +12,9 @@ from mtl.metrics import LOWER_IS_BETTER
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-MOST_SLICES = 40
+MOST_SLICES = 12
+"""Count of slices of one kind that are drawn, those with the most rows."""
+_ENDS = ("value", "low", "high")
 _ROW_HEIGHT = 0.235  # Inches.
 
 
@@ -51,14 +53,23 @@ def metric_estimates(evidence: Mapping[str, Any]) -> list[Estimate]:
 
 
 def slice_estimates(evidence: Mapping[str, Any], task: str) -> list[Estimate]:
-    """Returns a task's primary metric on each slice, 40 at most, from the evidence of a split."""
-    found = []
+    """Returns a task's primary metric on each slice, 12 at most of a kind, from the evidence of a split."""
+    kinds: dict[str, list[tuple[str, Mapping[str, Any]]]] = {}
     for part in evidence.get("slices", []):
         figure = part["tasks"].get(task)
         if figure is not None and figure["value"] is not None:
-            label = f"{one_line(part['value'])} ({figure['support']:,})"
-            found.append(Estimate(f"by {part['by']}", label, figure["value"], figure["low"], figure["high"]))
-    return found[:MOST_SLICES]
+            kinds.setdefault(part["by"], []).append((part["value"], figure))
+    return [
+        Estimate(f"by {kind}", f"{one_line(name)} ({figure['support']:,})", *(figure[key] for key in _ENDS))
+        for kind, found in kinds.items()
+        for name, figure in _largest(found)
+    ]
+
+
+def _largest(found: Sequence[tuple[str, Mapping[str, Any]]]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Returns the slices with the most rows, in their order."""
+    places = sorted(range(len(found)), key=lambda place: -found[place][1]["support"])[:MOST_SLICES]
+    return [found[place] for place in sorted(places)]
 
 
 def gain_estimates(comparison: Mapping[str, Any]) -> list[Estimate]:

@@ -28,7 +28,7 @@ def draw_map(plane: Mapping[str, Any], task: str) -> Figure:
     """Draws the points in the colours of a task's labels; those without one are grey.
 
     Args:
-        plane: `points`, and of each of the `tasks` its `labels` and the label `of_point`, as `embedding_quality` gives.
+        plane: `points`, and of each of the `tasks` its `labels` and the label `of_point`.
         task: Name of the task.
     """
     labels, of_point = plane["tasks"][task]["labels"], plane["tasks"][task]["of_point"]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from mtl.figure_style import BLUE, INK, MUTED, VERMILLION, in_figure_style, new_plot, one_line
+from mtl.figure_style import INK, MUTED, in_figure_style, new_plot, one_line
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 MOST_CLASSES = 20
 """Count of classes that a picture has room for."""
 _MOST_NUMBERS = 12  # Rows up to which a number stands in each cell.
+_ABOVE, _BELOW = "#0071b1", "#b34a00"  # The same on light and dark pages: white can be read on both.
 _WHITE_ABOVE = 0.8  # Opacity from which white is easier to read on the colour than black.
 
 
@@ -74,7 +75,7 @@ def draw_confusion(confusion: Mapping[str, Any]) -> Figure:
 def draw_signed(
     names: Sequence[str], matrix: Sequence[Sequence[float | None]], *, digits: int, rows: str, columns: str
 ) -> Figure:
-    """Draws a square matrix of numbers above (blue) and below zero (vermillion); unknown ones are left out.
+    """Draws a square matrix of numbers above (blue) and below zero (brown); unknown ones are left out.
 
     Args:
         names: Name of each row and column.
@@ -83,9 +84,7 @@ def draw_signed(
         rows: What the rows are.
         columns: What the columns are.
     """
-    values = np.asarray(
-        [[np.nan if value is None else value for value in row] for row in matrix], dtype=float
-    )  # (N, N)
+    values = np.asarray(matrix, dtype=np.float64)  # (N, N), nan where None was
     largest = np.nanmax(np.abs(values), initial=0.0) or 1.0
     side = 1.8 + 0.62 * max(2, len(names))
     figure, plot = new_plot(side + 0.4, side)
@@ -105,14 +104,14 @@ def conflict_matrix(conflicts: Mapping[str, Any]) -> tuple[list[str], list[list[
 
 
 def _cells(plot: Axes, shares: npt.NDArray[np.float64], texts: Sequence[Sequence[str]] | None) -> None:
-    """Fills cells by shares from -1 to 1: the colour says the sign, its opacity the size, on dark paper as on light."""
+    """Fills cells by shares from -1 to 1: the colour says the sign, its opacity the size."""
     from matplotlib.collections import PatchCollection
     from matplotlib.colors import to_rgba
     from matplotlib.patches import Rectangle
 
     known = [(int(row), int(column)) for row, column in np.argwhere(np.isfinite(shares) & (shares != 0))]
     cells = [Rectangle((column - 0.5, row - 0.5), 1, 1) for row, column in known]
-    colours = [to_rgba(BLUE if shares[place] > 0 else VERMILLION, abs(float(shares[place]))) for place in known]
+    colours = [to_rgba(_ABOVE if shares[place] > 0 else _BELOW, abs(float(shares[place]))) for place in known]
     plot.add_collection(PatchCollection(cells, facecolors=colours, linewidths=0))
     rows, columns = shares.shape
     for row in range(rows if texts else 0):

@@ -15,8 +15,6 @@ def shown_split(report: Mapping[str, Any], split: str | None = None) -> str | No
     evidence = report.get("evidence") or {}
     if split is not None:
         if split not in evidence:
-            raise ValueError(
-                f"The report has no evidence of split {split!r}, but of {list(evidence)}. Name one of them."
-            )
+            raise ValueError(f"There is no evidence of a split {split!r}, but of {list(evidence)}. Name one of them.")
         return split
     return next((name for name in (*_PREFERRED, *evidence) if name in evidence), None)
