@@ -12,7 +12,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, ParamSpec
 from xml.etree import ElementTree
 
 from mtl.extras import require
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Arguments = ParamSpec("Arguments")
-Drawn = TypeVar("Drawn")
 
 INK, MUTED, GRID = "#1d2329", "#5b6570", "#d8dde2"
 BLUE, VERMILLION, GREEN, PURPLE, ORANGE, SKY, OLIVE = (
@@ -86,13 +85,16 @@ def figure_style() -> Iterator[None]:
         yield
 
 
-def in_figure_style(draw: Callable[Arguments, Drawn]) -> Callable[Arguments, Drawn]:
-    """Lets a function draw in [`figure_style`]."""
+def in_figure_style(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Figure]:
+    """Lets a function draw in [`figure_style`], and lays out what it has drawn."""
 
     @functools.wraps(draw)
-    def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Drawn:
+    def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
         with figure_style():
-            return draw(*args, **kwargs)
+            figure = draw(*args, **kwargs)
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")  # Once, and not for each file anew: it takes most of the time.
+            return figure
 
     return drawn
 

@@ -19,6 +19,11 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 
+def figure_name(kind: str, task: str = "") -> str:
+    """Returns the name of a figure's files, without their ending."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", f"{kind}-{task}" if task else kind)
+
+
 @dataclass(frozen=True)
 class Plot:
     """A figure of a report.
@@ -29,6 +34,7 @@ class Plot:
         alt: What it shows in a sentence, for those who do not see it.
         data: All that it is drawn from, also what it has no room for; JSON-ready.
         draw: Draws it.
+        caption: What stands below it, if it does not speak for itself.
     """
 
     kind: str
@@ -36,11 +42,12 @@ class Plot:
     alt: str
     data: Any
     draw: Callable[[], Figure]
+    caption: str = ""
 
     @property
     def name(self) -> str:
         """Its name as a file."""
-        return re.sub(r"[^A-Za-z0-9_-]+", "-", f"{self.kind}-{self.task}" if self.task else self.kind)
+        return figure_name(self.kind, self.task)
 
     @cached_property
     def figure(self) -> Figure:

@@ -67,7 +67,7 @@ def draw_confusion(confusion: Mapping[str, Any]) -> Figure:
     texts = [[f"{count:,}" if count else "" for count in row] for row in shown.tolist()]
     _cells(plot, shares, texts if len(labels) <= _MOST_NUMBERS else None)
     _name(plot, labels, columns)
-    plot.set(xlabel="predicted", ylabel="true")
+    plot.set(xlabel="predicted", ylabel="true", title="Confusions")
     return figure
 
 

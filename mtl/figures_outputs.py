@@ -30,7 +30,7 @@ def draw_reliability(calibration: Mapping[str, Any]) -> Figure:
         if filled:
             places = [[some[key] for some in filled] for key in ("confidence", "accuracy")]
             plot.plot(*places, style, color=colour, label=label)
-    plot.set(ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
+    plot.set(title="Reliability", ylabel="accuracy", xlim=(0, 1), ylim=(0, 1))
     plot.legend(loc="upper left")
     bins = calibration["bins"]
     edges = [some["low"] for some in bins]

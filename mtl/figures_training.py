@@ -68,7 +68,9 @@ def draw_metrics(metrics: Mapping[str, Curve]) -> Figure:
     """Draws metrics on validation by step."""
     figure, plot = new_plot(*_SIZE)
     _lines(plot, [(key, metrics[key], PALETTE[place % len(PALETTE)]) for place, key in enumerate(metrics)])
-    plot.set(xlabel="step", title="Metrics on validation")
+    plot.set(
+        xlabel="step", title=f"{next(iter(metrics)) if len(metrics) == 1 else 'metrics'} on validation".capitalize()
+    )
     return figure
 
 
