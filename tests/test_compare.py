@@ -207,7 +207,8 @@ def test_killed_in_the_middle_it_goes_on(
 def test_the_time_before_an_interruption_counts() -> None:
     steps: list[int] = []
     watch = Stopwatch(lambda: steps.append(1))
-    kept = TrainerState(global_step=3, stateful_callbacks={"Stopwatch": {"attributes": {"seconds": 500.0}}})
+    states: Any = {"Stopwatch": {"attributes": {"seconds": 500.0}}}  # As a checkpoint gives them back.
+    kept = TrainerState(global_step=3, stateful_callbacks=states)
     told: Any = (None, kept, None)
     watch.on_train_begin(*told)
     watch.on_step_end(*told)
