@@ -12,13 +12,13 @@ import yaml
 from conftest import SaveBackbone, ToyRows
 from datasets import Dataset
 from safetensors.torch import load_file
-from transformers import TrainerCallback
+from transformers import TrainerCallback, TrainerState
 
 import mtl.commands.compare as command
 import mtl.commands.compare_run as compare_run
 import train_trainer
 from modeling_mtl import MTLModel
-from mtl.commands.compare_run import Comparison, part_args
+from mtl.commands.compare_run import Comparison, Stopwatch, part_args
 from mtl.commands.compare_setup import set_up
 from mtl.comparison_parts import PLACE, PartFolder, part_rows
 from mtl.comparison_plan import MULTI, PAIR, PROBE, SINGLE, PlannedPart
@@ -202,6 +202,21 @@ def test_killed_in_the_middle_it_goes_on(
         broken.read().logits["topic"].tolist()
         == PartFolder(tmp_path / "whole" / "parts" / part.name).read().logits["topic"].tolist()
     )
+
+
+def test_the_time_before_an_interruption_counts() -> None:
+    steps: list[int] = []
+    watch = Stopwatch(lambda: steps.append(1))
+    states: Any = {"Stopwatch": {"attributes": {"seconds": 500.0}}}  # As a checkpoint gives them back.
+    kept = TrainerState(global_step=3, stateful_callbacks=states)
+    told: Any = (None, kept, None)
+    watch.on_train_begin(*told)
+    watch.on_step_end(*told)
+    assert 500.0 < watch.state()["attributes"]["seconds"] < 600.0
+    assert steps == [1]
+    told[1].global_step = 0  # A run that begins anew.
+    watch.on_train_begin(*told)
+    assert watch.seconds < 100.0
 
 
 @pytest.mark.slow

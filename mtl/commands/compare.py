@@ -66,7 +66,7 @@ def run(comparison: Comparison) -> dict[str, Any]:
         if part.kind == PROBE:
             probe_part(comparison, part)
         else:
-            train_part(comparison, part, progress.add_steps)
+            train_part(comparison, part, progress.add_step)
         progress.end(part)
         if _is_whole(comparison, part):
             write_comparison(comparison)
@@ -185,15 +185,15 @@ class _Progress:
         self.bar.set_description(f"{PROGRAM}, part {number} of {len(self.parts)}")
         self.steps_of_this = 0
 
-    def add_steps(self, count: int) -> None:
-        """Counts steps of the part."""
-        self.steps_of_this += count
-        self.steps_made += count
-        self.steps_left -= count
-        self.bar.update(count)
+    def add_step(self) -> None:
+        """Counts a step of the part."""
+        self.steps_of_this += 1
+        self.steps_made += 1
+        self.steps_left -= 1
+        self.bar.update(1)
 
     def end(self, part: PlannedPart) -> None:
-        """Counts the steps that a part has left out, as one that stopped early."""
+        """Counts the steps that were not made: those before a checkpoint, or after a part has stopped early."""
         if part.kind != PROBE:
             rest = self.steps_of_part - self.steps_of_this
             self.steps_left -= rest

@@ -4,7 +4,7 @@ import dataclasses
 import shutil
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,7 @@ from mtl.comparison_plan import PROBE, Budget, PlannedPart
 from mtl.comparison_probe import INVERSE_STRENGTHS, STRENGTHS
 from mtl.comparison_settings import PROGRAM, CompareSettings, part_overrides, part_tasks
 from mtl.content_keys import key_of_rows
-from mtl.evaluation import evaluate_split
+from mtl.evaluation import EvaluationResult, evaluate_split
 from mtl.predictions import predict_split
 from mtl.report import environment
 from mtl.settings import parse_settings_of
@@ -122,7 +122,7 @@ class Stopwatch(TrainerCallback, ExportableState):
         on_step: Called after each step.
     """
 
-    def __init__(self, on_step: Callable[[int], None]) -> None:
+    def __init__(self, on_step: Callable[[], None]) -> None:
         self.on_step = on_step
         self.before = 0.0
         self.started = time.perf_counter()
@@ -143,16 +143,15 @@ class Stopwatch(TrainerCallback, ExportableState):
         states: Any = state.stateful_callbacks if state.global_step else {}
         self.before = states.get(type(self).__name__, {}).get("attributes", {}).get("seconds", 0.0)
         self.started = time.perf_counter()
-        self.on_step(state.global_step)
 
     def on_step_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Tells of the step."""
-        self.on_step(1)
+        self.on_step()
 
 
-def train_part(comparison: Comparison, part: PlannedPart, on_step: Callable[[int], None]) -> None:
+def train_part(comparison: Comparison, part: PlannedPart, on_step: Callable[[], None]) -> None:
     """Trains a part, from its last whole checkpoint if it was interrupted, and writes its model and figures."""
     folder = comparison.folder(part)
     resume = last_complete_checkpoint(folder.model) is not None
@@ -166,26 +165,30 @@ def train_part(comparison: Comparison, part: PlannedPart, on_step: Callable[[int
     seconds = watch.seconds
     run, _ = fit_decisions(run)
     run.trainer.save_model(_internal_call=True)
-    validation = run.splits.get("validation")
-    results = {}
-    if validation is not None:
-        results["validation"] = evaluate_split(run.trainer, validation, "validation", run.tasks)
+    results = []
+    if "validation" in run.splits:
+        results.append(evaluate_split(run.trainer, run.splits["validation"], "validation", run.tasks))
     predictions = predict_split(run.trainer, run.splits["test"], "test", run.tasks)
-    results["test"] = predictions.result
-    count = len(run.splits["train"])
     record = {
         **dataclasses.asdict(part),
-        "rows": {name: len(some) for name, some in run.splits.items()},
-        "epochs": training["steps"] / comparison.budget.steps_in_epoch(count),
+        "epochs": training["steps"] / comparison.budget.steps_in_epoch(len(run.splits["train"])),
         "steps": training["steps"],
         "training_seconds": round(seconds, 2),
         "resumed": resume,
-        "parameters": sum(parameter.numel() for parameter in run.trainer.model.parameters()),
-        "disk_mib": disk_mib(folder.model),
-        "results": {name: result.to_dict() for name, result in results.items()},
-        "task_configs": [task.to_dict() for task in run.tasks],
-        "precision": run.trainer.args.precision_in_use,
-        **environment(run.trainer.args.device),
+        **_figures(run, [*results, predictions.result]),
     }
     folder.finish(record, in_order(predictions))
     run.trainer.accelerator.free_memory()
+
+
+def _figures(run: Run, results: Sequence[EvaluationResult]) -> dict[str, Any]:
+    args = run.trainer.args
+    return {
+        "rows": {name: len(some) for name, some in run.splits.items()},
+        "parameters": sum(parameter.numel() for parameter in run.trainer.model.parameters()),
+        "disk_mib": disk_mib(run.output_dir),
+        "results": {result.split: result.to_dict() for result in results},
+        "task_configs": [task.to_dict() for task in run.tasks],
+        "precision": args.precision_in_use,
+        **environment(args.device),
+    }
