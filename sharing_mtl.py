@@ -5,6 +5,7 @@ The file travels with every saved model; see `modeling_mtl.py`.
 
 import contextlib
 import copy
+import json
 import os
 import shutil
 import tempfile
@@ -104,6 +105,7 @@ class SharingMixin(PreTrainedModel):
                 if custom.is_remote_code():
                     custom_object_save(custom, staging, config=self.config.text_config)
             super().save_pretrained(staging, state_dict=state_dict, **kwargs)
+            _hide_folder(staging / "config.json")
             for weights in staging.glob("*.safetensors"):  # safetensors lets only their owner read them.
                 shutil.copymode(staging / "config.json", weights)
             if self.tokenizer is not None:
@@ -180,6 +182,15 @@ def _refuse_adapter(model: PreTrainedModel) -> None:
             "There is an adapter in the encoder, under whose names no loader would find the weights. Merge it first "
             "(`mtl.adapters.merge_adapter(model)`), or save it alone (`mtl.adapters.save_adapter(model, folder)`)."
         )
+
+
+def _hide_folder(config_file: Path) -> None:
+    """Takes out of a saved configuration which folder of this machine the encoder was loaded from."""
+    fields = json.loads(config_file.read_text(encoding="utf-8"))
+    origin = fields["text_config"].get("_name_or_path") or ""
+    if origin and (os.path.isabs(origin) or Path(origin).expanduser().is_dir()):
+        del fields["text_config"]["_name_or_path"]
+        config_file.write_text(json.dumps(fields, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _class_of_folder(cls: type, name_or_path: str | os.PathLike[str] | None) -> type:

@@ -16,6 +16,8 @@ from mtl.preservation import PRESERVATION
 NORM, COSINE = "grad_norm_", "grad_cos_"
 STRONG_CONFLICT = -0.1
 """Mean cosine at and below which a pair of tasks is said to be in conflict."""
+LEAST_MEASUREMENTS = 20
+"""Count of measurements of a pair below which nothing is said of it: cosines of single batches vary much."""
 UNEVEN_NORMS = 10.0
 """Ratio of mean norms above which one task is said to drown another."""
 
@@ -70,6 +72,13 @@ class PairConflict:
     negative_share: float
     count: int
 
+    def __str__(self) -> str:
+        """Says it in a few words."""
+        return (
+            f"{self.tasks[0]!r} and {self.tasks[1]!r}, mean cosine {self.mean_cosine:+.2f}, negative in "
+            f"{self.negative_share:.0%} of {self.count}"
+        )
+
 
 @dataclass(frozen=True)
 class ConflictSummary:
@@ -95,23 +104,15 @@ class ConflictSummary:
             return "Only one task was measured, so there is nothing that it could be in conflict with."
         if not pairs:
             return "No two tasks had labels in the same step, so nothing is known of conflicts."
-        lowest = min(pairs, key=lambda pair: pair.mean_cosine)
-        between = f"between {lowest.tasks[0]!r} and {lowest.tasks[1]!r}"
-        if lowest.mean_cosine <= STRONG_CONFLICT:
+        known = [pair for pair in pairs if pair.count >= LEAST_MEASUREMENTS]
+        if not known:
+            most = max(pairs, key=lambda pair: pair.count)
             return (
-                f"Strong conflict {between} (mean cosine {lowest.mean_cosine:+.2f}, negative in "
-                f"{lowest.negative_share:.0%} of {lowest.count} measurements): try `aggregation: pcgrad`, a "
-                "`hidden_size` for the heads of these tasks, or a model of its own for one of them."
+                f"Too little to tell: no pair of tasks has {LEAST_MEASUREMENTS} measurements (the most are {most}). "
+                "Set a smaller `conflict_steps`, or train longer."
             )
-        # Cosines say nothing of lengths, so weights are spoken of only where these are alike.
-        suffices = "equal weights suffice" if are_even else "gradients need no aggregation"
-        if lowest.mean_cosine > 0:
-            lowest_value = f"the lowest is {lowest.mean_cosine:+.2f}, {between}"
-            return f"The mean cosines stay above zero ({lowest_value}): {suffices}."
-        return (
-            f"No strong conflict (the lowest mean cosine is {lowest.mean_cosine:+.2f}, {between}): the tasks hardly "
-            f"touch each other, so {suffices} unless one of them learns too little."
-        )
+        lowest = min(known, key=lambda pair: pair.mean_cosine)
+        return " ".join([_about_lowest(lowest, are_even=are_even), *_about_unknown(len(pairs) - len(known))])
 
     def _task_norms(self) -> dict[str, float]:
         return {task: norm for task, norm in self.mean_norms.items() if task != PRESERVATION}
@@ -140,6 +141,32 @@ class ConflictSummary:
         """Returns the figures and the advice as JSON-ready values."""
         pairs = [{**asdict(pair), "tasks": list(pair.tasks)} for pair in self.pairs]
         return {"mean_norms": self.mean_norms, "pairs": pairs, "advice": self.advice}
+
+
+def _about_lowest(lowest: PairConflict, *, are_even: bool) -> str:
+    if lowest.mean_cosine <= STRONG_CONFLICT:
+        return (
+            f"Strong conflict ({lowest} measurements): try `aggregation: pcgrad`, a `hidden_size` for the heads of "
+            "these tasks, or a model of its own for one of them."
+        )
+    if lowest.negative_share > 0.5:
+        return (
+            f"Too little to tell: the gradients that agree least ({lowest} measurements) mostly differ in direction, "
+            "but hardly on average. Compare with a model of its own for one of these tasks."
+        )
+    # Cosines say nothing of lengths, so weights are spoken of only where these are alike.
+    suffices = "equal weights should do" if are_even else "gradients need no aggregation"
+    if lowest.mean_cosine > 0:
+        return f"The mean cosines stay above zero (the lowest: {lowest} measurements): {suffices}."
+    return (
+        f"No strong conflict (the lowest: {lowest} measurements): the tasks hardly touch each other, so {suffices} "
+        "unless one of them learns too little."
+    )
+
+
+def _about_unknown(count: int) -> list[str]:
+    few = f"fewer than {LEAST_MEASUREMENTS} measurements, too few to tell"
+    return [f"Of {count} pair{'s' if count > 1 else ''} there are {few}."] if count else []
 
 
 def _cell(task: str, other: str, cells: Mapping[tuple[str, str], PairConflict]) -> str:

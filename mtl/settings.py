@@ -1,28 +1,25 @@
 """Settings of a run: a YAML file, and `--key value` on the command line over it."""
 
 import argparse
-import difflib
 import os
-import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, NoReturn, TypeVar, get_type_hints
 
-import yaml
 from transformers import HfArgumentParser
-from transformers.hf_argparser import string_to_bool
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import DEFAULT_BACKBONE
 from mtl.arguments import JsonObject, MTLTrainingArguments
+from mtl.settings_file import NONE, can_be_unset, read_settings_file, unknown_setting
 from mtl.sources import SourceConfig
 
 EMBEDDED_BACKBONE = "embedded"
 EMBEDDED_BACKBONE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 DEFAULT_MAX_LENGTH = 128
-_FLOAT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
-
+_EXCLUSIVE = ({"freeze", "freeze_schedule"},)
+"""Settings of which a run has one."""
 
 Settings = TypeVar("Settings")
 
@@ -138,7 +135,7 @@ class RunSettings:
         for task in self.tasks:
             for key in task:
                 if key not in known:
-                    raise ValueError(_unknown(f"of task {task.get('name')!r}", key, known))
+                    raise ValueError(unknown_setting(f"of task {task.get('name')!r}", key, known))
             if "name" not in task:
                 raise ValueError(f"A task has no `name`; found {dict(task)}. Give it one.")
         return tuple(TaskConfig(**task) for task in self.tasks)
@@ -153,6 +150,9 @@ def parse_settings_of(
     kind: type[Settings], argv: Sequence[str], *, program: str
 ) -> tuple[Settings, MTLTrainingArguments]:
     """Reads `[settings.yaml] [--key value ...]`; the command line wins over the file.
+
+    `--key none` takes back what the file sets, of a setting that may be left out; so does `freeze` on the command line
+    with a `freeze_schedule` of the file, and the other way round.
 
     Args:
         kind: Dataclass of the program's own settings, beside those of training.
@@ -171,6 +171,7 @@ def parse_settings_of(
     # A switch that is on by default has a second action, to turn it off, which knows less.
     actions = {action.dest: action for action in reversed(parser._actions)}
     hints = {**get_type_hints(kind), **get_type_hints(MTLTrainingArguments)}
+    parser.unsettable = {name for name, hint in hints.items() if can_be_unset(name, hint)}
     # Without defaults the namespace holds just what was typed, so that it can be laid over the file.
     for action in parser._actions:
         action.default = argparse.SUPPRESS
@@ -178,10 +179,15 @@ def parse_settings_of(
     typed, unknown = parser.parse_known_args(list(argv))
     names = [name for name in actions if name not in ("help", "settings")]
     for token in unknown:
-        raise ValueError(_unknown("on the command line", token.split("=")[0].lstrip("-").replace("-", "_"), names))
-    values = {key: value for key, value in vars(typed).items() if key != "settings"}
+        raise ValueError(
+            unknown_setting("on the command line", token.split("=")[0].lstrip("-").replace("-", "_"), names)
+        )
+    values = {key: None if value == [None] else value for key, value in vars(typed).items() if key != "settings"}
     path = getattr(typed, "settings", None)
-    from_file = _read_yaml(Path(path), actions, hints, names) if path is not None else {}
+    from_file = read_settings_file(Path(path), actions, hints, names) if path is not None else {}
+    for group in _EXCLUSIVE:
+        if any(values.get(name) is not None for name in group):
+            from_file = {key: value for key, value in from_file.items() if key not in group}
     run, args = parser.parse_dict({**from_file, **values})
     return run, args
 
@@ -202,102 +208,18 @@ def resolve_backbone(name: str) -> str:
 
 
 class _Parser(HfArgumentParser):
+    unsettable: Collection[str] = ()
+
+    def _get_value(self, action: argparse.Action, arg_string: str) -> Any:
+        # A type alone, such as that of a number, does not know whether the setting may be left out.
+        if arg_string == NONE and action.dest in self.unsettable:
+            return None
+        return super()._get_value(action, arg_string)
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if value is not None:
+            super()._check_value(action, value)
+
     def error(self, message: str) -> NoReturn:
         """Raises a wrong value as an error like any other, where argparse would print hundreds of lines of usage."""
         raise ValueError(message)
-
-
-def _read_yaml(
-    path: Path, actions: dict[str, argparse.Action], hints: dict[str, Any], names: list[str]
-) -> dict[str, Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no settings file {str(path)!r} (working directory {os.getcwd()!r}).")
-    try:
-        content = yaml.load(path.read_text(encoding="utf-8"), Loader=_DistinctKeys)
-    except yaml.YAMLError as error:
-        raise ValueError(f"{path} is no YAML: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: expected `key: value` lines, found {type(content).__name__}.")
-    values = {}
-    for key, value in content.items():
-        if key not in names:
-            raise ValueError(_unknown(f"in {path}", str(key), names))
-        values[key] = _coerced(path, actions[key], hints[key], value)
-    return values
-
-
-class _DistinctKeys(yaml.SafeLoader):
-    """Refuses a mapping with a key twice, of which YAML would take the last one without a word."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
-        """Constructs a mapping; see `yaml.SafeLoader`."""
-        keys = [(key.tag, key.value) for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for place, key in enumerate(keys):
-            if key in keys[:place]:
-                raise yaml.constructor.ConstructorError(
-                    None,
-                    None,
-                    f"key {key[1]!r} stands twice in one mapping. Leave one out",
-                    node.value[place][0].start_mark,
-                )
-        return super().construct_mapping(node, deep)
-
-
-def _coerced(path: Path, action: argparse.Action, hint: Any, value: Any) -> Any:
-    wanted, kinds = action.type, [get_origin(kind) or kind for kind in get_args(hint)]
-    if value is None:
-        return _empty(path, action, is_optional=type(None) in kinds)
-    if isinstance(value, list) and action.nargs == "+":
-        return [_converted(path, action, item) for item in value] if wanted is str else value
-    if type(value) in (dict, list) and type(value) in kinds:
-        return _with_floats(value)  # The command line has it as JSON in a string.
-    return _converted(path, action, value) if action.choices is None else _chosen(path, action, value)
-
-
-def _converted(path: Path, action: argparse.Action, value: Any) -> Any:
-    # YAML reads 2e-4 as a string, and an int where a float is meant; the parser knows the type that is wanted.
-    wanted: Any = action.type
-    if wanted is str and not isinstance(value, str):
-        raise ValueError(f"{path}: {action.dest} must be text, found {value!r}. Put it in quotes.")
-    try:
-        if isinstance(value, str):
-            return wanted(value)
-    except (ValueError, argparse.ArgumentTypeError) as error:
-        raise ValueError(f"{path}: {action.dest}={value!r} does not fit: {error}.") from error
-    if wanted is float and type(value) is int:
-        return float(value)
-    exact = {int: int, float: float, string_to_bool: bool}.get(wanted)
-    if exact is not None and type(value) is not exact:
-        raise ValueError(f"{path}: {action.dest} must be a {exact.__name__}, found {value!r}.")
-    return value
-
-
-def _empty(path: Path, action: argparse.Action, *, is_optional: bool) -> Any:
-    if is_optional:
-        return None
-    if action.nargs == "+":
-        return []
-    raise ValueError(f"{path}: {action.dest} has no value. Give it one, or leave the line out.")
-
-
-def _chosen(path: Path, action: argparse.Action, value: Any) -> Any:
-    choices = list(action.choices or ())
-    if isinstance(value, bool):  # YAML reads a plain `no` as false, and `true` as true.
-        named = [word for word in ("no", "false", "true") if word in choices and (word == "true") is value]
-        value = named[0] if named else value
-    if value not in choices:
-        raise ValueError(f"{path}: {action.dest} {value!r} is unknown. Use one of {choices}.")
-    return value
-
-
-def _with_floats(value: Any) -> Any:
-    """Returns what YAML has read with numbers such as 1e-6 as numbers, as they are in JSON."""
-    if isinstance(value, dict):
-        return {key: _with_floats(item) for key, item in value.items()}
-    return float(value) if isinstance(value, str) and _FLOAT.fullmatch(value) else value
-
-
-def _unknown(where: str, key: str, names: Sequence[str]) -> str:
-    near = difflib.get_close_matches(key, names, n=1, cutoff=0.5)
-    hint = f" Did you mean {near[0]!r}?" if near else " `python train_trainer.py --help` lists them all."
-    return f"There is no setting {key!r} {where}.{hint}"

@@ -43,8 +43,8 @@ def test_summary_by_hand() -> None:
         "tasks": ["b", "c"], "mean_cosine": -0.7, "negative_share": 1.0, "count": 1
     }  # fmt: skip
     assert summary.advice == (
-        "Strong conflict between 'b' and 'c' (mean cosine -0.70, negative in 100% of 1 measurements): try "
-        "`aggregation: pcgrad`, a `hidden_size` for the heads of these tasks, or a model of its own for one of them. "
+        "Too little to tell: no pair of tasks has 20 measurements (the most are 'a' and 'b', mean cosine +0.12, "
+        "negative in 50% of 2). Set a smaller `conflict_steps`, or train longer. "
         "The gradient of 'c' is 15 times that of 'a': lower its `weight`, or choose another `weighting`, such as "
         "`initial_loss`."
     )
@@ -53,27 +53,65 @@ def test_summary_by_hand() -> None:
 @pytest.mark.parametrize(
     ("cosines", "advice"),
     [
-        ([0.3, -0.1], "The mean cosines stay above zero (the lowest is +0.10, between 'a' and 'b'): equal weights"),
-        ([-0.05, -0.01], "No strong conflict (the lowest mean cosine is -0.03, between 'a' and 'b')"),
-        ([], "No two tasks had labels in the same step"),
+        (
+            [-0.5, 0.1],
+            "Strong conflict ('a' and 'b', mean cosine -0.20, negative in 50% of 20 measurements): try `aggregation: "
+            "pcgrad`, a `hidden_size` for the heads of these tasks, or a model of its own for one of them.",
+        ),
+        (
+            [0.3, -0.1],
+            "The mean cosines stay above zero (the lowest: 'a' and 'b', mean cosine +0.10, negative in 50% of 20 "
+            "measurements): equal weights should do.",
+        ),
+        (
+            [-0.05, 0.01],
+            "No strong conflict (the lowest: 'a' and 'b', mean cosine -0.02, negative in 50% of 20 measurements): the "
+            "tasks hardly touch each other, so equal weights should do unless one of them learns too little.",
+        ),
+        (
+            [-0.05, -0.01],
+            "Too little to tell: the gradients that agree least ('a' and 'b', mean cosine -0.03, negative in 100% of "
+            "20 measurements) mostly differ in direction, but hardly on average. Compare with a model of its own for "
+            "one of these tasks.",
+        ),
+        ([], "No two tasks had labels in the same step, so nothing is known of conflicts."),
     ],
 )
 def test_advice(cosines: list[float], advice: str) -> None:
     history = [{"grad_norm_a": 1.0}, {"grad_norm_b": 2.0}]
-    history += [{"grad_norm_a": 1.0, "grad_norm_b": 2.0, "grad_cos_a_b": cosine} for cosine in cosines]
+    history += [{"grad_norm_a": 1.0, "grad_norm_b": 2.0, "grad_cos_a_b": cosine} for cosine in cosines] * 10
     summary = summarize_conflicts(history)
     assert summary is not None
-    assert summary.advice.startswith(advice)
-    assert "The gradient of" not in summary.advice
+    assert summary.advice == advice
+
+
+def test_advice_waits_for_enough_measurements() -> None:
+    entry = {"grad_norm_a": 1.0, "grad_norm_b": 2.0, "grad_cos_a_b": -0.9}
+    few, enough = (summarize_conflicts([entry] * count) for count in (19, 20))
+    assert few is not None and enough is not None
+    assert few.advice.startswith(
+        "Too little to tell: no pair of tasks has 20 measurements (the most are 'a' and 'b', "
+    )
+    assert enough.advice.startswith("Strong conflict ('a' and 'b', mean cosine -0.90, negative in 100% of 20 ")
+
+
+def test_a_pair_that_was_hardly_measured_is_not_judged() -> None:
+    history = [{"grad_norm_a": 1.0, "grad_norm_b": 2.0, "grad_cos_a_b": 0.4}] * 20
+    summary = summarize_conflicts([*history, {"grad_norm_a": 1.0, "grad_norm_c": 2.0, "grad_cos_a_c": -0.9}])
+    assert summary is not None
+    assert summary.advice == (
+        "The mean cosines stay above zero (the lowest: 'a' and 'b', mean cosine +0.40, negative in 0% of 20 "
+        "measurements): equal weights should do. Of 1 pair there are fewer than 20 measurements, too few to tell."
+    )
 
 
 def test_advice_on_uneven_norms_does_not_call_equal_weights_enough() -> None:
-    summary = summarize_conflicts([{"grad_norm_a": 1.0, "grad_norm_b": 14.0, "grad_cos_a_b": 0.2}])
+    summary = summarize_conflicts([{"grad_norm_a": 1.0, "grad_norm_b": 14.0, "grad_cos_a_b": 0.2}] * 20)
     assert summary is not None
     assert summary.advice == (
-        "The mean cosines stay above zero (the lowest is +0.20, between 'a' and 'b'): gradients need no aggregation. "
-        "The gradient of 'b' is 14 times that of 'a': lower its `weight`, or choose another `weighting`, such as "
-        "`initial_loss`."
+        "The mean cosines stay above zero (the lowest: 'a' and 'b', mean cosine +0.20, negative in 0% of 20 "
+        "measurements): gradients need no aggregation. The gradient of 'b' is 14 times that of 'a': lower its "
+        "`weight`, or choose another `weighting`, such as `initial_loss`."
     )
 
 

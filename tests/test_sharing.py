@@ -1,5 +1,6 @@
 """Saving and loading: what a folder holds, and what an interrupted or damaged save leaves."""
 
+import json
 import shutil
 import signal
 from pathlib import Path
@@ -213,3 +214,27 @@ def test_folder_moved_or_named_oddly_loads(model: MTLModel, tmp_path: Path, monk
     monkeypatch.chdir(tmp_path)
     model.save_pretrained("relative")
     assert_loads_as(Path("relative"), model)
+
+
+def test_folder_of_the_encoder_is_not_published(
+    make_model: MakeModel, saved: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def origin() -> str | None:
+        text = (saved / "config.json").read_text(encoding="utf-8")
+        assert str(tmp_path) not in text
+        found: str | None = json.loads(text)["text_config"].get("_name_or_path")
+        return found
+
+    model = make_model()
+    assert str(tmp_path) in model.config.text_config._name_or_path
+    model.save_pretrained(saved)
+    assert origin() is None
+    assert_loads_as(saved, model)
+    monkeypatch.chdir(tmp_path)
+    model.config.text_config._name_or_path = saved.name
+    model.save_pretrained(saved)
+    assert origin() is None
+    model.config.text_config._name_or_path = "owner/encoder"
+    model.save_pretrained(saved)
+    assert origin() == "owner/encoder"
+    assert_loads_as(saved, model)
