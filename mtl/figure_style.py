@@ -92,8 +92,9 @@ def in_figure_style(draw: Callable[Arguments, Figure]) -> Callable[Arguments, Fi
     def drawn(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Figure:
         with figure_style():
             figure = draw(*args, **kwargs)
-            figure.draw_without_rendering()
-            figure.set_layout_engine("none")  # Once, and not for each file anew: it takes most of the time.
+            if (engine := figure.get_layout_engine()) is not None:
+                engine.execute(figure)  # Once, and not for each file anew.
+            figure.set_layout_engine("none")
             return figure
 
     return drawn

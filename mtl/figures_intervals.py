@@ -119,7 +119,7 @@ def draw_forest(
     for label, row in zip(plot.get_yticklabels(), rows, strict=True):
         if isinstance(row, str) or row.is_main:
             label.set_fontweight("bold")
-    plot.set(ylim=(len(rows) - 0.4, -0.6), xlabel=axis)
+    plot.set(ylim=(len(rows) - 0.4, -0.6), xlabel=one_line(axis, 60))
     plot.margins(x=0.06)
     plot.grid(visible=False, axis="y")
     plot.tick_params(axis="y", length=0)

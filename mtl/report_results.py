@@ -102,7 +102,7 @@ def _about_confusion(name: str, confusion: Mapping[str, Any]) -> Iterator[Block]
     if (shown := len(most_confused(matrix))) < len(matrix):
         yield Text(
             f"The matrix has the {shown} of {len(matrix)} classes that the most frequent confusions are between; its "
-            f"last column has what is taken for any other. The whole one is in figures/{figure_name('confusion', name)}.json."
+            f"last column has what is taken for any other. All are in figures/{figure_name('confusion', name)}.json."
         )
     pairs = confused_pairs(matrix)
     if not pairs:
@@ -182,9 +182,11 @@ def errors_section(evidence: Mapping[str, Any]) -> Section | None:
         return None
     total, most = sum(map(len, found.values())), MOST_ERRORS // len(found)
     shown = [(name, error) for name, errors in found.items() for error in errors[:most]]
-    text = "Of each task what is most surely wrong first: by the score of the prediction, or for numbers by how far it is off."
+    text = "Of each task the surest errors first: by the score of the prediction, or for numbers by how far it is off."
     if len(shown) < total:
-        text += f" The page has {len(shown):,} of {total:,}, at most {most:,} a task; the others are in the JSON of the evidence."
+        text += (
+            f" Here are {len(shown):,} of {total:,}, at most {most:,} a task; the JSON of the evidence has them all."
+        )
     rows = [
         [
             Cell(name),

@@ -42,14 +42,15 @@
   for (const block of document.querySelectorAll(".searchable")) {
     const [choice, search, told] = ["select", "input", "output"].map((tag) => block.querySelector(tag));
     const rows = [...block.querySelectorAll("tbody tr")];
-    const texts = rows.map((row) => [...row.cells].map((cell) => cell.textContent).join("\n").toLowerCase());
+    const words = (row) => [...row.cells].filter((cell) => !cell.classList.contains("number"));
+    const texts = rows.map((row) => words(row).map((cell) => cell.textContent).join("\n").toLowerCase());
     const column = Number(choice.dataset.column);
     const filter = () => {
-      const words = search.value.toLowerCase().split(/\s+/).filter(Boolean);
+      const sought = search.value.toLowerCase().split(/\s+/).filter(Boolean);
       let shown = 0;
       rows.forEach((row, place) => {
         const isChosen = !choice.value || row.cells[column].textContent === choice.value;
-        row.hidden = !(isChosen && words.every((word) => texts[place].includes(word)));
+        row.hidden = !(isChosen && sought.every((word) => texts[place].includes(word)));
         shown += !row.hidden;
       });
       told.textContent = `${shown.toLocaleString("en")} of ${rows.length.toLocaleString("en")} rows`;
