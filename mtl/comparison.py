@@ -80,7 +80,11 @@ def compare_parts(
     return {
         "tasks": figures,
         "mean_relative_gain_percent": dataclasses.asdict(_mean_gain(differences, factors)),
-        "verdict": {"decision": verdict.decision, "split_off": list(verdict.split_off), "text": verdict.text},
+        "verdict": {
+            "decision": verdict.decision,
+            "split_off": list(verdict.split_off),
+            "text": verdict.text + _warning(to_probe, metrics),
+        },
         "cost": cost,
         "transfer": _transfer(parts, singles, tasks, metrics, seeds),
         "seeds": seeds,
@@ -177,6 +181,22 @@ def _probe_figures(name: str, differences: _Differences) -> dict[str, Any]:
         return {"probe": None, "difference_to_probe": None}
     probe = differences.scores[name][1, :1]  # It is the same for every seed.
     return {"probe": _spread(probe.tolist()), "difference_to_probe": dataclasses.asdict(differences.of_task[name])}
+
+
+def _warning(to_probe: _Differences, metrics: Mapping[str, str]) -> str:
+    """Returns what is added to the verdict where the shared model is not trained well enough to judge by it."""
+    # A figure that is less of an error is turned round, so that below 0 is worse.
+    signed = {
+        name: difference.times(-1.0 if metrics[name] in LOWER_IS_BETTER else 1.0)
+        for name, difference in to_probe.of_task.items()
+    }
+    worse = [name for name, difference in signed.items() if difference.high is not None and difference.high < 0]
+    if not worse:
+        return ""
+    return (
+        f" In {', '.join(worse)} the multi-task model is below linear models on the untuned encoder, so it has not "
+        "learned what was there already: train longer, or with other rates, before you go by this."
+    )
 
 
 def _spread(values: Sequence[float]) -> dict[str, Any]:

@@ -80,7 +80,7 @@ def judge(gains: Sequence[Gain], *, tolerance: float = 0.0, level: float = 0.95,
     is_bounded = bool(judged) and all(_low(gain) >= -tolerance for gain in judged)
     if split:
         decision = SPLIT
-        text = _splitting(split, [gain.task for gain in gains], judged)
+        text = _splitting(split, [gain.task for gain in gains], judged, num_seeds)
     elif is_bounded or (helps and not harms):
         decision = KEEP
         text = _keeping(helps, judged, tolerance, cost)
@@ -106,10 +106,11 @@ def judge_task(gain: Gain) -> TaskVerdict:
     return TaskVerdict(NO_EVIDENCE, f"{shown}: a harm of more than {-gain.low:.2f} % is excluded, none smaller.")
 
 
-def _splitting(split: Sequence[str], names: Sequence[str], judged: Sequence[Gain]) -> str:
+def _splitting(split: Sequence[str], names: Sequence[str], judged: Sequence[Gain], num_seeds: int) -> str:
     losses = _listed(f"{gain.task} loses {-(gain.value or 0.0):.2f} %" for gain in judged if gain.task in split)
     rest = [name for name in names if name not in split]
-    what = f"Split off {_listed(split)}: trained with the others {losses}, which is not chance."
+    chance = "the test rows" + (" and the trainings" if num_seeds > 1 else "")
+    what = f"Split off {_listed(split)}: trained with the others {losses}, more than chance of {chance} explains."
     if len(rest) < 2:
         return f"{what} No two tasks are left to share a model: train each alone."
     return f"{what} Train {_listed(rest)} together, and compare again without what was split off."

@@ -124,6 +124,12 @@ def test_figures_are_those_of_the_rows_with_a_label() -> None:
     assert "One seed" in results["verdict"]["text"]
 
 
+def test_a_model_below_the_untuned_encoder_is_told() -> None:
+    assert "untuned" not in compared(parts())["verdict"]["text"]
+    text = compared(parts(multi={"up": 0.4, "down": 0.85, "size": 3.0}))["verdict"]["text"]
+    assert "In up, size the multi-task model is below linear models on the untuned encoder" in text
+
+
 def test_seeds_that_are_not_whole_wait() -> None:
     some = [one for one in parts() if (one.part.kind, one.part.seed) != (SINGLE, 2)]
     assert compared(some)["seeds"] == [0, 1]

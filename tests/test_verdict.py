@@ -32,7 +32,7 @@ def test_task(gain: Gain, verdict: str, told: str) -> None:
     ("gains", "tolerance", "decision", "split_off", "told"),
     [
         ([HELPED, HARMED], 0.0, "split off", ["b"], "b loses 2.00 %"),
-        ([HELPED, HARMED], 0.9, "split off", ["b"], "not chance"),
+        ([HELPED, HARMED], 0.9, "split off", ["b"], "chance of the test rows and the trainings"),
         # A harm of 1 % is proven, one of more than 1 % is not, and one of 3 % is not excluded.
         ([HELPED, HARMED], 1.0, "no evidence", [], "b is harmed, but by how much is open"),
         ([HELPED, HARMED], 3.0, "keep together", [], "b loses 2.00 %, within the accepted 3 %"),
@@ -62,3 +62,5 @@ def test_few_seeds_are_told(num_seeds: int, told: str | None) -> None:
     text = judge([HELPED, TIGHT], num_seeds=num_seeds, cost=COST).text
     assert "The intervals of the 2 tasks hold together with 95 %" in text
     assert (told in text) if told else ("seed" not in text)
+    harm = judge([HARMED, TIGHT], num_seeds=num_seeds, cost=COST).text
+    assert ("and the trainings" in harm) == (num_seeds > 1)  # One seed knows nothing of them.
