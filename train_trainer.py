@@ -30,8 +30,9 @@ from mtl.interrupt import checkpoint_when_interrupted
 from mtl.launch import launcher
 from mtl.predictions import Predictions, predict_split
 from mtl.report import build_report, write_report
-from mtl.search import search, summary
+from mtl.search import search
 from mtl.search_space import SearchConfig
+from mtl.search_summary import summary
 from mtl.settings import RunSettings, parse_settings, resolve_backbone
 from train_setup import (
     Run,
