@@ -139,6 +139,7 @@ def test_evaluation_only(write_settings: WriteSettings, tmp_path: Path, caplog: 
     settings = write_settings(freeze="all", eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
     report = train_trainer.main([settings])
     assert "nothing trains" in caplog.text
+    assert "Measuring in " in caplog.text and "Training in " not in caplog.text
     assert report["training"] == {}
     assert report["parameters"]["trained"] == 0
     assert report["results"]["test"]["score"] is not None
