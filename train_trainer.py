@@ -27,11 +27,12 @@ from mtl.checkpoints import last_complete_checkpoint
 from mtl.console import metrics_table, sample_lines, sample_truths
 from mtl.evaluation import EvaluationResult, evaluation_of_final_model
 from mtl.interrupt import checkpoint_when_interrupted
-from mtl.launch import launcher
+from mtl.launch import launcher, without_tokens
 from mtl.predictions import Predictions, predict_split
 from mtl.report import build_report, write_report
-from mtl.search import search, summary
+from mtl.search import search
 from mtl.search_space import SearchConfig
+from mtl.search_summary import summary
 from mtl.settings import RunSettings, parse_settings, resolve_backbone
 from train_setup import (
     Run,
@@ -278,22 +279,6 @@ def describe(
     card.text += text
     card.save(output / CARD)
     print(f"\nSaved to {output}: the model with its code, {REPORT}, and the card in {CARD}.")
-
-
-def without_tokens(argv: Sequence[str]) -> list[str]:
-    """Returns a command line as it may be published: the values of options such as `--hub_token` are masked."""
-    shown: list[str] = []
-    for word in argv:
-        name, equals, _ = word.partition("=")
-        if shown and _is_token(shown[-1]):
-            shown.append("<token>")
-        else:
-            shown.append(f"{name}=<token>" if equals and _is_token(name) else word)
-    return shown
-
-
-def _is_token(option: str) -> bool:
-    return option.startswith("--") and option.endswith("token")
 
 
 def _data(run: Run) -> dict[str, Any]:

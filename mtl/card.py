@@ -124,8 +124,8 @@ def _task_row(task: TaskConfig, *, is_kept: bool = False) -> str:
     """Returns a task's row of the table; what is kept has a head of an earlier run, and no data in this one."""
     names = list(task.labels or [])
     if not task.has_head:
-        shown = "; ".join(["the embedding", *_own_settings(task)])
-        return f"| `{task.name}` | {task.problem_type}, loss {task.loss} | {shown} | {task.weight} |"
+        learned = "; ".join(["the embedding", *_own_settings(task)])
+        return f"| `{task.name}` | {task.problem_type}, loss {task.loss} | {learned} | {task.weight} |"
     shown = ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "") if names else task.num_labels
     shown = "; ".join([str(shown), *_own_settings(task), *_decision(task)])
     # A label may be any text, but a cell of a table is one line, and ends at a bar.
@@ -164,7 +164,7 @@ def _caution(result: EvaluationResult, results: Sequence[EvaluationResult], repo
         return []
     has_test = any(other.split == "test" for other in results)
     estimate = "those of test are the estimate" if has_test else "an estimate needs other rows, and there is no test"
-    return [f"Chosen on these rows: {'; '.join(chosen)}. So these figures flatter the model; {estimate}.\n"]
+    return [f"Chosen on these rows: {'; '.join(chosen)}. So these figures may flatter the model; {estimate}.\n"]
 
 
 def _chosen_on_validation(report: dict[str, Any]) -> list[str]:

@@ -83,9 +83,9 @@ def warn_of_earlier_run(output_dir: str | os.PathLike[str]) -> None:
     found = _checkpoints(output_dir)
     if found:
         logger.warning(
-            "%r holds %d checkpoints of an earlier run, up to %s. This run begins anew, and writes beside and over "
-            "them; `resume_from_checkpoint` goes on with one.",
-            os.fspath(output_dir), len(found), found[0].name,
+            "%r holds %d checkpoint%s of an earlier run, up to %s. This run begins anew, and writes beside and over "
+            "what is there; `resume_from_checkpoint` goes on with one.",
+            os.fspath(output_dir), len(found), "" if len(found) == 1 else "s", found[0].name,
         )  # fmt: skip
 
 

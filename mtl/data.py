@@ -96,8 +96,7 @@ def load_sources(
     }
     splits = {split: pa.concat_tables(some) for split, some in tables.items() if some}
     splits = check_overlap(splits, drop=drop_overlap)
-    for split, table in splits.items():
-        _check_labelled(split, table, tasks, taught)
+    _check_labelled(splits, tasks, taught)
     return DatasetDict({name: Dataset(table, split=NamedSplit(name)) for name, table in splits.items()}), tasks
 
 
@@ -201,17 +200,24 @@ def row_texts(rows: Mapping[str, Sequence[Any]]) -> list[Text]:
     return [text if pair is None else (text, pair) for text, pair in zip(rows[TEXT_COLUMN], pairs, strict=True)]
 
 
-def _check_labelled(split: str, table: pa.Table, tasks: Sequence[TaskConfig], taught: Collection[str]) -> None:
-    counts = {task.name: count_labelled(task, table[label_column(task.name)]) for task in tasks}
-    shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
-    logger.info("Split %r: %s rows; labelled: %s.", split, f"{table.num_rows:,}", shown)
-    for name in [name for name, count in counts.items() if not count]:
-        if name in taught:
-            logger.info("Task %r has no labelled row in split %r: its teacher alone knows it there.", name, split)
-            continue
-        if split == "train":
-            raise ValueError(f"Task {name!r} has no labelled row in split 'train'. Fill its column, or drop the task.")
-        logger.warning("Task %r has no labelled row in split %r: nothing is measured there.", name, split)
+def _check_labelled(splits: Mapping[str, pa.Table], tasks: Sequence[TaskConfig], taught: Collection[str]) -> None:
+    unlabelled: dict[str, list[str]] = {}
+    for split, table in splits.items():
+        counts = {task.name: count_labelled(task, table[label_column(task.name)]) for task in tasks}
+        shown = ", ".join(f"{name} {count:,}" for name, count in counts.items())
+        logger.info("Split %r: %s rows; labelled: %s.", split, f"{table.num_rows:,}", shown)
+        for name in [name for name, count in counts.items() if not count]:
+            if name in taught:
+                unlabelled.setdefault(name, []).append(split)
+            elif split == "train":
+                raise ValueError(
+                    f"Task {name!r} has no labelled row in split 'train'. Fill its column, or drop the task."
+                )
+            else:
+                logger.warning("Task %r has no labelled row in split %r: nothing is measured there.", name, split)
+    if unlabelled:
+        told = "; ".join(f"{name} in {', '.join(names)}" for name, names in unlabelled.items())
+        logger.info("Without any label, known to a teacher alone: %s.", told)
 
 
 def tokenize_splits(

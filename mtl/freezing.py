@@ -48,7 +48,8 @@ class Freezing:
     def __str__(self) -> str:
         """Says it in a line for the log."""
         share = 100 * self.num_trainable / self.num_total
-        counts = f"{self.num_trainable:,} of {self.num_total:,} parameters train ({share:.2f} %)"
+        shown = f"{share:.2f}" if share >= 0.01 else "less than 0.01" if share else "0"
+        counts = f"{self.num_trainable:,} of {self.num_total:,} parameters train ({shown} %)"
         if self.setting is None:
             return f"freeze is not set, the model is taken as it is: {counts}"
         return f"freeze={self.setting}: {counts}; frozen: {', '.join(self.modules) if self.modules else 'nothing'}"

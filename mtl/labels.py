@@ -89,18 +89,35 @@ def resolve_task(task: TaskConfig, parts: Sequence[Part]) -> TaskConfig:
             f"Task {task.name!r}: num_labels is {task.num_labels}, but the data has {len(labels)} labels: "
             f"{labels[:_MOST_SHOWN]}. Correct `num_labels`, or name the labels in `labels`."
         )
-    return dataclasses.replace(task, labels=tuple(_ordered(task, labels)))
+    return dataclasses.replace(task, labels=tuple(_ordered(task, labels, mine)))
 
 
-def _ordered(task: TaskConfig, labels: list[str]) -> list[str]:
+def _ordered(task: TaskConfig, labels: list[str], parts: Sequence[Part]) -> list[str]:
     if task.problem_type != ORDINAL:
         return labels
-    if not all_integers(pa.array(labels, pa.string())):
+    names = pa.array(labels, pa.string())
+    if not all_integers(names):
+        odd = names.filter(pc.invert(is_integer(names)))
+        if 2 * len(odd) < len(names):
+            _refuse_odd_cells(task, odd, parts)
         raise ValueError(
             f"Task {task.name!r}: nothing says which of the labels {labels[:_MOST_SHOWN]} comes before which. Name "
             "them in `labels`, from the lowest to the highest."
         )
     return sorted(labels, key=int)
+
+
+def _refuse_odd_cells(task: TaskConfig, odd: pa.Array, parts: Sequence[Part]) -> None:
+    """Names the first cell of train with one of a few labels that are no integers, where the others are."""
+    for part in [part for part in parts if part.split == "train"]:
+        cells = read_names(task, part)
+        places = np.flatnonzero(pc.is_in(cells.values, value_set=odd).to_numpy(zero_copy_only=False))
+        if len(places):
+            value, row = cells.values[int(places[0])].as_py(), int(cells.parents[places[0]])
+            raise ValueError(
+                f"{place_of(task, part, row)} has {shown(value)}, but other labels are integers ({len(places):,} such "
+                "cells in all). Correct the cell, or name all `labels` of the task, from the lowest to the highest."
+            )
 
 
 def _labels_in_train(task: TaskConfig, parts: Sequence[Part]) -> list[str]:

@@ -1,6 +1,6 @@
-"""How processes were started: the launcher's part of the command, and one that started too few."""
+"""How a run was started: its command as it may be published, and a launcher that started too few processes."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 # Set by torchrun and by the MPI launchers that accelerate reads, for every process of several.
 _WORLD_SIZES = ("WORLD_SIZE", "PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_SIZE")
@@ -21,6 +21,18 @@ def launcher(environment: Mapping[str, str]) -> list[str]:
     machines = environment.get("GROUP_WORLD_SIZE", "1")
     nodes = [] if machines == "1" else [f"--nnodes={machines}"]
     return ["torchrun", *nodes, f"--nproc_per_node={environment['LOCAL_WORLD_SIZE']}"]
+
+
+def without_tokens(argv: Sequence[str]) -> list[str]:
+    """Returns a command line as it may be published: the values of options such as `--hub_token` are masked."""
+    shown: list[str] = []
+    for word in argv:
+        name, equals, _ = word.partition("=")
+        if shown and _is_token(shown[-1]):
+            shown.append("<token>")
+        else:
+            shown.append(f"{name}=<token>" if equals and _is_token(name) else word)
+    return shown
 
 
 def refuse_lone_process(environment: Mapping[str, str]) -> None:
@@ -44,3 +56,7 @@ def refuse_lone_process(environment: Mapping[str, str]) -> None:
             "train_trainer.py on a CPU), `accelerate launch --multi_gpu --num_processes <N> ...`, or "
             "`--num_processes 1`; if MASTER_ADDR is your own, unset it."
         )
+
+
+def _is_token(option: str) -> bool:
+    return option.startswith("--") and option.endswith("token")

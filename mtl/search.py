@@ -27,6 +27,7 @@ from mtl.metrics import LOWER_IS_BETTER, PRIMARY_METRIC
 from mtl.pareto import draw_fronts, optional_module, pareto_front
 from mtl.report import write_report
 from mtl.search_space import RATES, SearchConfig
+from mtl.search_summary import trial_line
 from mtl.trainer_checks import encoder_learns
 
 logger = logging.getLogger(__name__)
@@ -87,7 +88,7 @@ def search(
             run.do_trial(study, sampler=sampler, pruner=optuna.pruners.NopPruner(), **where)
             results = _results(study, settings)
             write_report(results, output_dir / RESULTS)
-            logger.info("%d of %d trials done: %s", done + 1, config.n_trials, results["trials"][-1])
+            logger.info("%d of %d trials done: %s", done + 1, config.n_trials, trial_line(results["trials"][-1]))
     results = _results(study, settings)
     write_report(results, output_dir / RESULTS)
     draw_fronts(results, output_dir)
@@ -288,14 +289,3 @@ def _results(study: Any, settings: dict[str, Any]) -> dict[str, Any]:
     points = [[trial["metrics"][name] for name in names] for trial in complete]
     best = [complete[index]["number"] for index in pareto_front(points, settings["directions"])]
     return {"settings": settings, "trials": trials, "best": best}
-
-
-def summary(results: Mapping[str, Any]) -> str:
-    """Formats the best trials with their metrics and their settings as lines of text."""
-    lines = [f"{len(results['trials'])} trials; best by {results['settings']['objectives']}:"]
-    for number in results["best"]:
-        trial = results["trials"][number]
-        figures = ", ".join(f"{name} {value:.4f}" for name, value in trial["metrics"].items() if value is not None)
-        given = ", ".join(f"{name} {value:.3g}" for name, value in trial["params"].items())
-        lines.append(f"  {number:>3}  {figures}\n       {given}")
-    return "\n".join(lines)

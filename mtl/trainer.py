@@ -99,7 +99,8 @@ class MTLTrainer(DecisionTrainer):
         self.balance = GradientBalance(model, args, self.weighting, self.accelerator)
         self._conflicts = ConflictCallback(self.balance, self.log)
         self.add_callback(self._conflicts)
-        logger.info("Training in %s on %s.", args.precision_in_use, args.device)
+        what = "Training" if self.freezing.num_trainable else "Measuring"
+        logger.info("%s in %s on %s.", what, args.precision_in_use, args.device)
 
     def _adopt(self, model: MTLModel, args: MTLTrainingArguments) -> FreezeScheduleCallback:
         self.tasks = tuple(model.config.tasks)

@@ -9,7 +9,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from mtl.checkpoints import check_checkpoint, checkpoint_fault, is_whole_safetensors, last_complete_checkpoint
+from mtl.checkpoints import (
+    check_checkpoint,
+    checkpoint_fault,
+    is_whole_safetensors,
+    last_complete_checkpoint,
+    warn_of_earlier_run,
+)
 
 
 def _checkpoint(folder: Path, step: int) -> Path:
@@ -99,3 +105,13 @@ def test_is_whole_safetensors(tmp_path: Path) -> None:
     save_file({}, tmp_path / "empty.safetensors")
     assert is_whole_safetensors(tmp_path / "empty.safetensors")
     assert not is_whole_safetensors(tmp_path / "none.safetensors")
+
+
+def test_checkpoints_of_an_earlier_run_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "checkpoint-5").mkdir()
+    warn_of_earlier_run(tmp_path)
+    (tmp_path / "checkpoint-10").mkdir()
+    warn_of_earlier_run(tmp_path)
+    one, two = (record.getMessage() for record in caplog.records)
+    assert " holds 1 checkpoint of an earlier run, up to checkpoint-5. " in one
+    assert " holds 2 checkpoints of an earlier run, up to checkpoint-10. " in two

@@ -22,7 +22,8 @@ class _Bar:
 
 def test_line_of_a_step_names_every_loss() -> None:
     report = ProgressReport([TOPIC, SENTIMENT])
-    bar = report.training_bar = _Bar()
+    bar = _Bar()
+    report.training_bar = bar  # type: ignore[assignment]  # A bar of tqdm, of which it takes `write`.
     state = TrainerState(max_steps=10, global_step=3)
     logs = {
         "loss": 2.0, "loss_topic": 1.5, "teacher_loss_topic": 5.25, "loss_sentiment": 0.5, "loss_preservation": 0.125,

@@ -14,7 +14,7 @@ from transformers import TrainerCallback
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
-from mtl.freezing import apply_freezing
+from mtl.freezing import Freezing, apply_freezing
 from mtl.trainer import MTLTrainer
 
 Splits = tuple[DatasetDict, tuple[TaskConfig, ...]]
@@ -205,3 +205,13 @@ def set_dropout_modules(model: MTLModel, probability: float) -> None:
         if isinstance(module, torch.nn.Dropout):
             module.p = probability
     model.backbone.config.attention_probs_dropout_prob = probability
+
+
+@pytest.mark.parametrize(
+    ("learn", "total", "share"),
+    [(0, 1000, "(0 %)"), (9, 100_000, "(less than 0.01 %)"), (10, 100_000, "(0.01 %)"), (1, 3, "(33.33 %)")],
+)
+def test_share_that_learns_is_never_rounded_to_nothing(learn: int, total: int, share: str) -> None:
+    assert str(Freezing("backbone", (), learn, total)).startswith(
+        f"freeze=backbone: {learn:,} of {total:,} parameters train {share}"
+    )

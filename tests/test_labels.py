@@ -296,3 +296,13 @@ def test_list_of_class_labels_where_one_is_meant(tmp_path: Path) -> None:
     Dataset.from_dict({"text": ["a"], "topic": [[0, 1]]}, features=features).to_parquet(str(tmp_path / "a.parquet"))
     with pytest.raises(ValueError, match=r"column 'topic' .* is list<.*>, but a label is a string, an integer"):
         load_column(tmp_path / "a.parquet", TOPIC)
+
+
+def test_what_teachers_alone_know_is_told_once(write: WriteRows, caplog: pytest.LogCaptureFixture) -> None:
+    source = SourceConfig(str(write([{"text": f"text {number}"} for number in range(20)])))
+    tasks = [TaskConfig("topic", labels=("x", "y")), TaskConfig("tone", labels=("x", "y"))]
+    with caplog.at_level(logging.INFO, logger="mtl"):
+        load_sources([source], tasks, taught=["topic", "tone"])
+    told = [record.getMessage() for record in caplog.records if "teacher" in record.getMessage()]
+    where = "in train, validation, test"
+    assert told == [f"Without any label, known to a teacher alone: topic {where}; tone {where}."]

@@ -124,6 +124,17 @@ def test_integers_are_ordered_as_numbers(
     assert (task.labels, found) == (labels, ids)
 
 
+def test_a_cell_that_is_no_integer_among_integers_is_named(tmp_path: Path) -> None:
+    lines = [f"text {number},{value}" for number, value in enumerate([1, 2, 3, 4, "five", 4, "five"])]
+    (tmp_path / "stars.csv").write_text("\n".join(["text,stars", *lines]))
+    message = (
+        r"Task 'stars': column 'stars' of source 'stars', split 'train', row 4 \(the first row is 0\), has 'five', "
+        r"but other labels are integers \(2 such cells in all\). Correct the cell, or name all `labels` of the task"
+    )
+    with pytest.raises(ValueError, match=message):
+        load_column(tmp_path / "stars.csv", STARS)
+
+
 def test_names_need_an_order(write: WriteRows, tmp_path: Path) -> None:
     rows = [{"text": f"text {number}", "stars": name} for number, name in enumerate(["low", "high", "mid"])]
     message = r"Task 'stars': nothing says which of the labels \['high', 'low', 'mid'\] comes before which. Name them"

@@ -17,8 +17,9 @@ from matplotlib.axes import Axes
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.pareto import draw_fronts, pareto_front
-from mtl.search import search, summary
+from mtl.search import search
 from mtl.search_space import SearchConfig
+from mtl.search_summary import summary, trial_line
 from mtl.trainer import MTLTrainer
 from train_trainer import main
 
@@ -290,3 +291,20 @@ def test_the_program_searches(
     assert all(math.isfinite(value) for trial in results["trials"] for value in trial["metrics"].values())
     assert "2 trials; best by tasks:" in capsys.readouterr().out
     assert (tmp_path / "out" / "pareto-topic-valence.png").is_file()
+
+
+def test_summary_has_settings_to_copy() -> None:
+    params = {"learning_rate": 1.23456789e-05, "head_learning_rate": 0.002, "weight_topic": 0.51239}
+    trial = {"number": 1, "state": "complete", "params": params, "metrics": {"score": 0.81234567, "topic": None}}
+    failed = {"number": 0, "state": "fail", "params": {"learning_rate": 0.5}, "metrics": {}}
+    assert trial_line(trial) == (
+        "  1  score 0.8123  (learning_rate 1.23e-05, head_learning_rate 0.002, weight_topic 0.512)"
+    )
+    assert trial_line(failed) == "  0  without a value  (learning_rate 0.5)"
+    lines = summary({"trials": [failed, trial], "best": [1], "settings": {"objectives": "score"}}).splitlines()
+    assert lines[:2] == ["2 trials; best by score:", f"  {trial_line(trial)}"]
+    assert yaml.safe_load("\n".join(lines[2:-1])) == {
+        "learning_rate": 1.235e-05,
+        "head_learning_rate": 0.002,
+        "tasks": [{"name": "topic", "weight": 0.5124}],
+    }

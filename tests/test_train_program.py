@@ -17,6 +17,7 @@ from transformers import AutoModel
 
 import train_trainer
 from modeling_mtl import MTLModel
+from mtl.launch import without_tokens
 from mtl.settings import parse_settings
 
 ROOT = Path(__file__).parent.parent
@@ -91,8 +92,8 @@ def test_run_prints_and_writes_what_it_promises(
     assert set(saved["results"]) == {"validation", "test"}
     assert saved["parameters"]["trained"] == saved["parameters"]["total"]
     assert list(saved["chosen_on_validation"]) == ["calibration_temperature"]
-    card = (tmp_path / "out" / "README.md").read_text()
-    assert "Chosen on these rows: the checkpoint (`load_best_model_at_end`); `calibration_temperature` of `" in card
+    text = (tmp_path / "out" / "README.md").read_text()
+    assert "Chosen on these rows: the checkpoint (`load_best_model_at_end`); `calibration_temperature` of `" in text
     _check_card(tmp_path / "out", saved)
     _check_model(tmp_path / "out", saved)
 
@@ -139,6 +140,7 @@ def test_evaluation_only(write_settings: WriteSettings, tmp_path: Path, caplog: 
     settings = write_settings(freeze="all", eval_strategy="no", save_strategy="no", load_best_model_at_end=False)
     report = train_trainer.main([settings])
     assert "nothing trains" in caplog.text
+    assert "Measuring in " in caplog.text and "Training in " not in caplog.text
     assert report["training"] == {}
     assert report["parameters"]["trained"] == 0
     assert report["results"]["test"]["score"] is not None
@@ -256,7 +258,7 @@ def test_push_to_hub(write_settings: WriteSettings, tmp_path: Path) -> None:
 def test_tokens_are_masked() -> None:
     argv = ["run.yaml", "--hub_token", "a", "--hub-token=b", "--output_dir", "token", "--push_to_hub"]
     shown = ["run.yaml", "--hub_token", "<token>", "--hub-token=<token>", "--output_dir", "token", "--push_to_hub"]
-    assert train_trainer.without_tokens(argv) == shown
+    assert without_tokens(argv) == shown
 
 
 def test_length_that_the_encoder_does_not_take(write_settings: WriteSettings) -> None:
