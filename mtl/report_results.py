@@ -116,9 +116,9 @@ def _about_confusion(name: str, confusion: Mapping[str, Any]) -> Iterator[Block]
         ]
         for true, said in pairs[:_MOST_PAIRS]
     ]
-    which = f"the {_MOST_PAIRS} most frequent of {len(pairs)} kinds" if len(pairs) > _MOST_PAIRS else "all kinds"
+    which = f": the {_MOST_PAIRS} most frequent of {len(pairs)} kinds" if len(pairs) > _MOST_PAIRS else ""
     heads = ("true class", "taken for", "rows", "of the true class")
-    yield Table(f"Confusions: {which}", heads, rows, frozenset({2, 3}), is_sortable=True)
+    yield Table(f"Confusions{which}", heads, rows, frozenset({2, 3}), is_sortable=True)
 
 
 def _share(part: float, whole: float) -> Cell:
