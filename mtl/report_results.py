@@ -23,9 +23,10 @@ def results_section(report: Mapping[str, Any], evidence: Mapping[str, Any] | Non
     blocks: list[Block] = []
     if evidence is not None:
         settings = evidence["bootstrap"]
+        data = f" of {evidence['data']}" if evidence.get("data") else ""
         blocks.append(
             Text(
-                f"On {evidence['num_rows']:,} rows of {evidence['split']}. An interval holds with "
+                f"On {evidence['num_rows']:,} rows of {evidence['split']}{data}. An interval holds with "
                 f"{settings['confidence_level']:.0%}; it is of {settings['resamples']:,} bootstrap resamples of the "
                 "rows, and does not say how another training would differ."
             )
