@@ -111,7 +111,7 @@ def write_plots(plots: list[Plot], folder: Path) -> list[Path]:
 def _of_training(report: Mapping[str, Any]) -> Iterator[Plot]:
     history = report.get("history", [])
     run = figures_training.run_curves(history)
-    losses = {key: run[key] for key in ("training_loss", "validation_loss") if key in run}
+    losses: dict[str, Any] = {key: run[key] for key in ("training_loss", "validation_loss") if key in run}
     if losses:
         alt = "Loss over all tasks by step, in training and on validation."
         yield Plot("loss", "", alt, losses, lambda: figures_training.draw_losses(losses))
@@ -142,9 +142,8 @@ def _of_conflicts(report: Mapping[str, Any]) -> Iterator[Plot]:
     if conflicts and conflicts["pairs"]:
         names, matrix = figures_matrices.conflict_matrix(conflicts)
         alt = f"Matrix of the mean cosines of the tasks' gradients. {conflicts.get('advice', '')}"
-        words = {"digits": 2, "rows": "gradient of", "columns": "gradient of"}
-        draw = figures_matrices.draw_signed
-        yield Plot("conflicts", "", alt, conflicts, lambda: draw(names, matrix, **words))
+        draw = functools.partial(figures_matrices.draw_signed, rows="gradient of", columns="gradient of")
+        yield Plot("conflicts", "", alt, conflicts, functools.partial(draw, names, matrix))
 
 
 def _of_evidence(evidence: Mapping[str, Any]) -> Iterator[Plot]:
@@ -204,7 +203,5 @@ def _of_comparison(comparison: Mapping[str, Any]) -> Iterator[Plot]:
         yield Plot("gains", "", alt, comparison["tasks"], lambda: draw(gains, axis=axis, line=0.0, form="+.2f"))
     if transfer := comparison.get("transfer"):
         alt = "What each task, a row, gains in percent by being trained together with each other one, a column."
-        words = {"digits": 2, "rows": "gain of, %", "columns": "trained together with"}
-        draw_matrix = figures_matrices.draw_signed
-        names, matrix = transfer["tasks"], transfer["matrix"]
-        yield Plot("transfer", "", alt, transfer, lambda: draw_matrix(names, matrix, **words))
+        matrix = functools.partial(figures_matrices.draw_signed, rows="gain of, %", columns="trained together with")
+        yield Plot("transfer", "", alt, transfer, functools.partial(matrix, transfer["tasks"], transfer["matrix"]))

@@ -44,7 +44,8 @@ def draw_map(plane: Mapping[str, Any], task: str) -> Figure:
     if named:
         legend = plot.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.6)
         if len({label for label in of_point if label >= 0}) > len(named):
-            legend.set_title(f"the {len(named)} most frequent", prop={"size": 8.5})
+            legend.set_title(f"the {len(named)} most frequent")
+            legend.get_title().set_fontsize(8.5)
             legend.get_title().set_color(MUTED)
     plot.set(xticks=[], yticks=[])
     plot.spines[:].set_visible(False)

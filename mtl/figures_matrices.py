@@ -72,15 +72,12 @@ def draw_confusion(confusion: Mapping[str, Any]) -> Figure:
 
 
 @in_figure_style
-def draw_signed(
-    names: Sequence[str], matrix: Sequence[Sequence[float | None]], *, digits: int, rows: str, columns: str
-) -> Figure:
+def draw_signed(names: Sequence[str], matrix: Sequence[Sequence[float | None]], *, rows: str, columns: str) -> Figure:
     """Draws a square matrix of numbers above (blue) and below zero (brown); unknown ones are left out.
 
     Args:
         names: Name of each row and column.
         matrix: The numbers. Shape (N, N).
-        digits: Digits after the point.
         rows: What the rows are.
         columns: What the columns are.
     """
@@ -88,7 +85,7 @@ def draw_signed(
     largest = np.nanmax(np.abs(values), initial=0.0) or 1.0
     side = 1.8 + 0.62 * max(2, len(names))
     figure, plot = new_plot(side + 0.4, side)
-    texts = [["" if value is None else f"{value:+.{digits}f}" for value in row] for row in matrix]
+    texts = [["" if value is None else f"{value:+.2f}" for value in row] for row in matrix]
     _cells(plot, values / largest, texts if len(names) <= 2 * _MOST_NUMBERS else None)
     labels = [one_line(name, 22) for name in names]
     _name(plot, labels, labels)

@@ -23,9 +23,10 @@ def results_section(report: Mapping[str, Any], evidence: Mapping[str, Any] | Non
     blocks: list[Block] = []
     if evidence is not None:
         settings = evidence["bootstrap"]
+        data = f" of {evidence['data']}" if evidence.get("data") else ""
         blocks.append(
             Text(
-                f"On {evidence['num_rows']:,} rows of {evidence['split']}. An interval holds with "
+                f"On {evidence['num_rows']:,} rows of {evidence['split']}{data}. An interval holds with "
                 f"{settings['confidence_level']:.0%}; it is of {settings['resamples']:,} bootstrap resamples of the "
                 "rows, and does not say how another training would differ."
             )
@@ -116,9 +117,9 @@ def _about_confusion(name: str, confusion: Mapping[str, Any]) -> Iterator[Block]
         ]
         for true, said in pairs[:_MOST_PAIRS]
     ]
-    which = f"the {_MOST_PAIRS} most frequent of {len(pairs)} kinds" if len(pairs) > _MOST_PAIRS else "all kinds"
+    which = f": the {_MOST_PAIRS} most frequent of {len(pairs)} kinds" if len(pairs) > _MOST_PAIRS else ""
     heads = ("true class", "taken for", "rows", "of the true class")
-    yield Table(f"Confusions: {which}", heads, rows, frozenset({2, 3}), is_sortable=True)
+    yield Table(f"Confusions{which}", heads, rows, frozenset({2, 3}), is_sortable=True)
 
 
 def _share(part: float, whole: float) -> Cell:

@@ -25,7 +25,7 @@ def make_report(*, errors: int = 40, label: str = "intent 0", text: str = "a sen
     """
     rng = np.random.default_rng(0)
     intents = [label, *(f"intent {number}" for number in range(1, INTENTS))]
-    tasks = [
+    tasks: list[Json] = [
         {"name": "intent", "problem_type": SINGLE_LABEL, "labels": intents, "weight": 1.0},
         {"name": "tags", "problem_type": MULTI_LABEL, "labels": list(TAGS), "weight": 1.0},
         {"name": "valence", "problem_type": REGRESSION, "labels": None, "weight": 0.5},
@@ -279,7 +279,7 @@ def _error(number: int, text: str, label: str, predicted: str, rng: np.random.Ge
 
 
 def _calibration(off: float) -> Json:
-    bins = []
+    bins: list[Json] = []
     for place in range(15):
         low, high = place / 15, (place + 1) / 15
         middle = (low + high) / 2

@@ -55,7 +55,7 @@ def test_confusion_of_many_classes_counts_the_others_in_a_column() -> None:
 
 
 def test_cells_are_opaque_as_numbers_are_large() -> None:
-    figure = draw_signed(["a", "b"], [[None, 0.5], [-0.25, None]], digits=2, rows="of", columns="with")
+    figure = draw_signed(["a", "b"], [[None, 0.5], [-0.25, None]], rows="of", columns="with")
     (cells,) = [artist for artist in figure.axes[0].collections if isinstance(artist, PatchCollection)]
     colours = np.asarray(cells.get_facecolor())
     assert colours[:, 3].tolist() == [1.0, 0.5]
@@ -71,7 +71,7 @@ def test_conflicts_as_a_matrix() -> None:
 
 
 def test_curves_are_those_of_the_task_alone() -> None:
-    history = [
+    history: list[dict[str, Any]] = [
         {"loss_a": 2.0, "loss_a_b": 9.0, "step": 1},
         {"eval_a_loss": 1.5, "eval_a_accuracy": 0.5, "eval_a_b_accuracy": 0.1, "eval_a_b_loss": 8.0, "step": 2},
         {"loss_a": None, "eval_a_accuracy": None, "step": 3},
@@ -146,7 +146,7 @@ def test_every_figure_is_a_picture_with_its_data(tmp_path: Path) -> None:
 
 
 def test_tasks_that_differ_in_case_have_files_of_their_own(tmp_path: Path) -> None:
-    report = {"tasks": [{"name": name, "problem_type": SINGLE_LABEL} for name in ("a", "A")]}
+    report: dict[str, Any] = {"tasks": [{"name": name, "problem_type": SINGLE_LABEL} for name in ("a", "A")]}
     report["history"] = [{"loss_a": 2.0, "loss_A": 3.0, "step": 1}]
     files = write_figures(report, tmp_path)
     assert len({file.name.casefold() for file in files}) == 4

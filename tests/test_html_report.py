@@ -161,8 +161,8 @@ def test_undefined_figures_are_told() -> None:
 
 def test_other_split_is_shown_when_it_is_named() -> None:
     report = small_report("tags")
-    report["evidence"]["validation"]["num_rows"] = 777
-    assert "On 777 rows of validation." in render_report(report, split="validation")
+    report["evidence"]["validation"] |= {"num_rows": 777, "data": "reviews.csv"}
+    assert "On 777 rows of validation of reviews.csv." in render_report(report, split="validation")
     assert "On 400 rows of test." in render_report(report)
 
 

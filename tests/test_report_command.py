@@ -23,7 +23,7 @@ def test_saved_model_is_measured_and_reported(
     make_model().save_pretrained(tmp_path / "model")
     mtl.cli.main(["evaluate", str(tmp_path / "model"), str(write(toy_rows(40, 0))), "--quiet", "--resamples", "20"])
     mtl.cli.main(["report", str(tmp_path / "model"), "--title", "Toys", "--output_dir", str(tmp_path / "page")])
-    assert "report.html, its 11 figures are in" in capsys.readouterr().out
+    assert "report.html, its 12 figures are in" in capsys.readouterr().out
     page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     assert '<h1 dir="auto">Toys</h1>' in page
     found = json.loads((tmp_path / "model" / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
