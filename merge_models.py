@@ -77,6 +77,9 @@ class MergeSettings(RunSettings):
                     "Leave it out, and call `MTLTrainer.calibrate` on rows with true labels."
                 )
         self.calibrate = False
+        if self.report:
+            raise ValueError(f"`report` is not for {PROGRAM}: it would show agreement with teachers as quality.")
+        self.report = False
         if self.texts is None:
             raise ValueError("No texts are given. Name a file or data set: `--texts texts.txt`.")
         names = list(self.by_task())

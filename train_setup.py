@@ -222,7 +222,7 @@ def set_up_logging(args: MTLTrainingArguments) -> None:
     """Lets the program and its modules tell what they do, and transformers only errors."""
     logging.basicConfig(format="%(levelname)s %(name)s: %(message)s", level=logging.WARNING)
     level = logging.INFO if args.should_log and args.log_level == "passive" else args.get_process_log_level()
-    for name in ("train_trainer", "train_setup", "merge_models", "mtl"):
+    for name in ("train_trainer", "train_setup", "train_report", "merge_models", "mtl"):
         logging.getLogger(name).setLevel(level)
     transformers_logging.set_verbosity_error()  # Its load report lists the pooler that is left out on purpose.
 

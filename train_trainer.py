@@ -34,6 +34,7 @@ from mtl.search import search
 from mtl.search_space import SearchConfig
 from mtl.search_summary import summary
 from mtl.settings import RunSettings, parse_settings, resolve_backbone
+from train_report import PAGE_FOLDER, check_report, remove_page, write_page
 from train_setup import (
     Run,
     calibration_of_run,
@@ -109,6 +110,7 @@ def set_up(argv: Sequence[str]) -> Run:
     """Reads the settings and prepares what they ask for; see `parse_settings` and `prepare`."""
     settings, args = parse_settings(argv)
     set_up_logging(args)
+    check_report(settings)
     set_seed(args.seed)  # The fresh heads are drawn before the trainer sets the seed.
     return prepare(settings, args)
 
@@ -134,15 +136,12 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
     if is_first:
         for name in (CARD, REPORT):  # Those of an earlier run would speak of another model.
             (run.output_dir / name).unlink(missing_ok=True)
+        remove_page(run.output_dir)
     run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
     run, fitted = fit_decisions(run)
     if fitted is not None:
         run.trainer.save_model(_internal_call=True)
-    # The log of a resumed run may hold evaluations of an earlier process, on other data; that of a run with an adapter
-    # those of the model before the adapter was merged, and any log those at the thresholds before the fit.
-    results, predictions = measure(
-        run, from_log=not args.resume_from_checkpoint and args.peft is None and fitted is None
-    )
+    results, predictions = measure(run, from_log=fitted is None and _may_read_log(run))
     report = build_report(
         args,
         tasks=run.tasks,
@@ -160,8 +159,10 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
         figures, text = study(run, results)
         report |= figures
     if is_first:
+        model = whole_model(run)
+        report |= write_page(run, report, predictions, model)
         describe(run, report, results if study is None else [], [program, *argv], origin=origin, text=text)
-        show(run, results)
+        show(run, results, model)
     if args.push_to_hub:  # In every process: a model in shards is gathered from all of them.
         run.trainer.push_to_hub(commit_message="Upload model, card and report")
     return report
@@ -185,6 +186,14 @@ def fit_decisions(run: Run) -> tuple[Run, dict[str, list[str]] | None]:
         fitted[key] = [name for name in wanted[argument] if getattr(calibrated[name], key) is not None]
     run = dataclasses.replace(run, tasks=with_thresholds_of(run.trainer, run.tasks))
     return run, {key: names for key, names in fitted.items() if names} if rejecting or calibrated else None
+
+
+def _may_read_log(run: Run) -> bool:
+    # The log of a resumed run may hold evaluations of an earlier process, on other data; that of a run with an adapter
+    # those of the model before the adapter was merged; any log those at the thresholds before a fit. And one split is
+    # run over, for the evidence.
+    args = run.trainer.args
+    return not args.resume_from_checkpoint and args.peft is None and "test" in run.splits
 
 
 def train(run: Run) -> dict[str, Any]:
@@ -236,10 +245,13 @@ def measure(run: Run, *, from_log: bool) -> tuple[list[EvaluationResult], list[P
     return results, predictions
 
 
-def show(run: Run, results: Sequence[EvaluationResult]) -> None:
+def whole_model(run: Run) -> MTLModel:
+    """Returns the trained model; one in shards cannot be called by one process alone, but what it has saved can."""
+    return MTLModel.from_pretrained(run.output_dir) if run.trainer.is_fsdp_enabled else run.trainer.model
+
+
+def show(run: Run, results: Sequence[EvaluationResult], model: MTLModel) -> None:
     """Prints the results, some predictions by name, and what similarity looks like."""
-    # A model in shards cannot be called by one process alone, but what it has saved can.
-    model = MTLModel.from_pretrained(run.output_dir) if run.trainer.is_fsdp_enabled else run.trainer.model
     for result in results:
         print(metrics_table(f"\n{result.split}: score {result.score:.4f}, {result.num_rows:,} rows", result.metrics))
     split = results[-1].split if results else "train"
@@ -279,6 +291,8 @@ def describe(
     card.text += text
     card.save(output / CARD)
     print(f"\nSaved to {output}: the model with its code, {REPORT}, and the card in {CARD}.")
+    if (page := output / PAGE_FOLDER / "report.html").is_file():
+        print(f"The page to look at is {page}.")
 
 
 def _data(run: Run) -> dict[str, Any]:

@@ -65,6 +65,10 @@ class RunSettings:
             is largest; a task's own `label_thresholds` stay. Those of a saved model are fitted anew when it trains on.
         abstention_error_rate: Share of the validation rows that `predict` does not abstain on which may be wrong:
             single-label and ordinal tasks get a threshold for it. A task's own `abstention_threshold` stays.
+        report: Whether a page with pictures is made of the evidence at the end, which needs the extra `report`; if not
+            given, where that is installed.
+        embedding_report: Whether the embedding is measured before and after, see `mtl.embedding_quality`.
+        similarity_pairs: File of scored pairs on which the embedding is measured, see `mtl.scored_pairs`.
         num_samples: Count of test rows shown with predicted and true labels at the end.
         license: Licence of the trained model, as the Hub writes it (`apache-2.0`), for its card.
         language: Languages of the texts, as codes (`en`), for the card.
@@ -103,6 +107,13 @@ class RunSettings:
     fit_label_thresholds: bool = field(default=False, metadata={"help": "Fit thresholds of labels on validation."})
     abstention_error_rate: float | None = field(
         default=None, metadata={"help": "Share of the rows that are not abstained on which may be wrong."}
+    )
+    report: bool | None = field(
+        default=None, metadata={"help": "Make a page of the evidence; where its extra is installed if not given."}
+    )
+    embedding_report: bool = field(default=True, metadata={"help": "Measure the embedding before and after."})
+    similarity_pairs: str | None = field(
+        default=None, metadata={"help": "File of scored pairs on which the embedding is measured."}
     )
     num_samples: int = field(default=3, metadata={"help": "Test rows shown at the end."})
     license: str | None = field(default=None, metadata={"help": "Licence of the trained model, for its card."})
