@@ -213,4 +213,4 @@ def test_advice_without_figures() -> None:
     assert embedding_advice(undefined, figures_of(None)).startswith("Scored pairs (`similarity_pairs`) would tell")
     broken = figures_of(0.5)
     broken["similarity"]["spearman"] = None
-    assert embedding_advice(figures_of(0.5), broken).startswith("Embeddings are as spread out as before")
+    assert embedding_advice(figures_of(0.5), broken).startswith("Embeddings are about as spread out as before")
