@@ -8,6 +8,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from configuration_mtl import MTLConfig, TaskConfig
 from mtl.calibration_report import calibration_section
 from mtl.card_origin import Origin
+from mtl.card_pictures import embedding_section, pictures_section
 from mtl.card_training import limits_section, training_section
 from mtl.conflicts import summarize_conflicts
 from mtl.evaluation import EvaluationResult
@@ -73,6 +74,8 @@ def build_card(
         "",
         *(_result_section(result, _caution(result, results, report)) for result in results),
         *calibration_section(report.get("calibration") or {}),
+        *pictures_section(report),
+        *embedding_section(report),
         training_section(report, [str(source.name) for source in sources], command),
         *_conflict_section(report),
         _usage_section(config, name, sources),

@@ -1,0 +1,115 @@
+"""What a run leaves to look at: evidence, page and pictures, their place, and what is refused or left out."""
+
+import importlib.util
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import SaveBackbone, ToyRows
+from huggingface_hub import ModelCard
+
+import train_report
+import train_trainer
+
+TASKS = ("topic", "valence")
+
+
+@pytest.fixture
+def settings(tmp_path: Path, toy_rows: ToyRows, backbone_dir: SaveBackbone) -> dict[str, Any]:
+    """Gives the settings of a short run on toy rows."""
+    lines = [json.dumps(row) for row in toy_rows(80, 0)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return {
+        "backbone": str(backbone_dir()),
+        "tasks": [{"name": "topic"}, {"name": "valence", "problem_type": "regression"}],
+        "sources": [{"path": str(tmp_path / "rows.jsonl"), "name": "toy", "labels": {name: name for name in TASKS}}],
+        "test_fraction": 0.4,
+        "output_dir": str(tmp_path / "out"),
+        "max_steps": 4,
+        "logging_steps": 2,
+        "save_strategy": "no",
+        "use_cpu": True,
+        "disable_tqdm": True,
+    }
+
+
+def run(settings: dict[str, Any], words: Sequence[str] = (), **changes: Any) -> dict[str, Any]:
+    """Runs the program with settings and changes of them; returns the report."""
+    path = Path(settings["output_dir"]).parent / "settings.yaml"
+    path.write_text(yaml.safe_dump({**settings, **changes}), encoding="utf-8")
+    return train_trainer.main([str(path), *words])
+
+
+@pytest.mark.skipif(importlib.util.find_spec("matplotlib") is None, reason="the page needs the extra `report`")
+def test_run_leaves_evidence_page_and_pictures(settings: dict[str, Any], tmp_path: Path) -> None:
+    report = run(settings, report=True)
+    out = tmp_path / "out"
+    evidence = json.loads((out / "_report" / "evidence.json").read_text(encoding="utf-8"))
+    assert set(evidence["evidence"]) == {"validation", "test"}
+    accuracy = evidence["evidence"]["test"]["tasks"]["topic"]["metrics"]["accuracy"]
+    assert accuracy["value"] == report["results"]["test"]["tasks"]["topic"]["accuracy"]
+    assert accuracy["low"] <= accuracy["value"] <= accuracy["high"]
+    page = (out / "_report" / "report.html").read_text(encoding="utf-8")
+    assert evidence["evidence"]["test"]["tasks"]["valence"]["errors"][0]["text"] in page
+    # Texts are in the page alone: it is not pushed, the report, the card and the pictures are.
+    saved = json.loads((out / "report.json").read_text(encoding="utf-8"))
+    assert "evidence" not in saved
+    assert "map" not in saved["embedding"]
+    assert saved["embedding"]["before"]["uniformity"] != saved["embedding"]["after"]["uniformity"]
+    assert sorted(file.name for file in (out / "figures").iterdir()) == sorted(saved["figures"])
+    card = ModelCard.load(out / "README.md").text
+    assert "![confusion of topic](figures/confusion-topic.png)" in card
+    assert saved["embedding"]["advice"] in card
+    texts = [json.loads(line)["text"] for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    for file in (out / "report.json", out / "README.md"):
+        assert not any(text in file.read_text(encoding="utf-8") for text in texts)
+
+
+def test_next_run_removes_what_would_speak_of_another_model(settings: dict[str, Any], tmp_path: Path) -> None:
+    run(settings)
+    assert (tmp_path / "out" / "_report" / "evidence.json").is_file()
+    report = run(settings, report=False)
+    assert not (tmp_path / "out" / "_report").exists()
+    assert not (tmp_path / "out" / "figures").exists()
+    assert "embedding" not in report
+    assert "## Pictures" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_evidence_is_there_without_the_extra(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    real = importlib.util.find_spec
+    hidden = lambda name, *rest: None if name == "matplotlib" else real(name, *rest)  # noqa: E731
+    monkeypatch.setattr(importlib.util, "find_spec", hidden)
+    report = run(settings, embedding_report=False)
+    assert report["figures"] == []
+    assert "embedding" not in report
+    assert sorted(file.name for file in (tmp_path / "out" / "_report").iterdir()) == ["evidence.json"]
+    assert 'pip install "mtl-sentence-transformers[report]"' in caplog.text
+
+
+def test_scored_pairs_are_read_before_training(settings: dict[str, Any], tmp_path: Path) -> None:
+    pairs = tmp_path / "pairs.csv"
+    pairs.write_text("sentence1,sentence2,score\nmatch team,goal,5\nprice,scene,1\nrefund,order,4\n", encoding="utf-8")
+    report = run(settings, similarity_pairs=str(pairs), report=False)
+    assert "embedding" not in report
+    report = run(settings, similarity_pairs=str(pairs))
+    assert report["embedding"]["after"]["similarity"]["pairs"] == 3
+    card = (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+    assert "| Spearman on pairs (3 pairs) |" in card
+    with pytest.raises(FileNotFoundError, match=r"absent\.csv"):
+        run(settings, similarity_pairs=str(tmp_path / "absent.csv"))
+
+
+def test_wanted_page_without_the_extra_is_refused_before_training(
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(module: str, *, extra: str, what: str) -> Any:
+        raise ImportError(f"{what} needs {module}: {extra}")
+
+    monkeypatch.setattr(train_report, "require", absent)
+    with pytest.raises(ImportError, match="`report` needs matplotlib"):
+        run(settings, report=True)
