@@ -279,7 +279,7 @@ def test_the_program(backbone_dir: SaveBackbone, tmp_path: Path, capfd: pytest.C
     assert report["results"]["test"]["primary_metrics"]["near"] == "spearman"
     card = ModelCard.load(tmp_path / "out" / "README.md")
     assert "encoder with 1 task head on" in card.text
-    assert "| `third` | triplets, loss margin | the embedding | 1.0 |" in card.text
+    assert "| `third` | triplets, loss margin | the embedding; margin 0.2 | 1.0 |" in card.text
     kinds = {result.task_name: result.task_type for result in card.data.eval_results}
     assert (kinds["topic"], kinds["near"]) == ("text-classification", "sentence-similarity")
     # A saved model goes on with other objectives; its heads stay what they are.
