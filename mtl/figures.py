@@ -142,7 +142,7 @@ def _of_conflicts(report: Mapping[str, Any]) -> Iterator[Plot]:
     if conflicts and conflicts["pairs"]:
         names, matrix = figures_matrices.conflict_matrix(conflicts)
         alt = f"Matrix of the mean cosines of the tasks' gradients. {conflicts.get('advice', '')}"
-        draw = functools.partial(figures_matrices.draw_signed, rows="gradient of", columns="gradient of")
+        draw = functools.partial(figures_matrices.draw_signed, opaque=0.5, rows="gradient of", columns="gradient of")
         yield Plot("conflicts", "", alt, conflicts, functools.partial(draw, names, matrix))
 
 
@@ -203,5 +203,6 @@ def _of_comparison(comparison: Mapping[str, Any]) -> Iterator[Plot]:
         yield Plot("gains", "", alt, comparison["tasks"], lambda: draw(gains, axis=axis, line=0.0, form="+.2f"))
     if transfer := comparison.get("transfer"):
         alt = "What each task, a row, gains in percent by being trained together with each other one, a column."
-        matrix = functools.partial(figures_matrices.draw_signed, rows="gain of, %", columns="trained together with")
+        words: dict[str, Any] = {"rows": "gain of, %", "columns": "trained together with"}
+        matrix = functools.partial(figures_matrices.draw_signed, opaque=1.0, **words)
         yield Plot("transfer", "", alt, transfer, functools.partial(matrix, transfer["tasks"], transfer["matrix"]))

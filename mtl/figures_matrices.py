@@ -72,21 +72,24 @@ def draw_confusion(confusion: Mapping[str, Any]) -> Figure:
 
 
 @in_figure_style
-def draw_signed(names: Sequence[str], matrix: Sequence[Sequence[float | None]], *, rows: str, columns: str) -> Figure:
+def draw_signed(
+    names: Sequence[str], matrix: Sequence[Sequence[float | None]], *, opaque: float, rows: str, columns: str
+) -> Figure:
     """Draws a square matrix of numbers above (blue) and below zero (brown); unknown ones are left out.
 
     Args:
         names: Name of each row and column.
         matrix: The numbers. Shape (N, N).
+        opaque: The number whose colour is full, if none is larger, so that small ones do not look large.
         rows: What the rows are.
         columns: What the columns are.
     """
     values = np.asarray(matrix, dtype=np.float64)  # (N, N), nan where None was
-    largest = np.nanmax(np.abs(values), initial=0.0) or 1.0
+    scale = np.nanmax(np.abs(values), initial=opaque)
     side = 1.8 + 0.62 * max(2, len(names))
     figure, plot = new_plot(side + 0.4, side)
     texts = [["" if value is None else f"{value:+.2f}" for value in row] for row in matrix]
-    _cells(plot, values / largest, texts if len(names) <= 2 * _MOST_NUMBERS else None)
+    _cells(plot, values / scale, texts if len(names) <= 2 * _MOST_NUMBERS else None)
     labels = [one_line(name, 22) for name in names]
     _name(plot, labels, labels)
     plot.set(xlabel=columns, ylabel=rows)

@@ -94,7 +94,7 @@ def _about_calibration(calibration: Mapping[str, Any] | None) -> str:
     if before is None:
         figures = ", ".join(f"{words} {calibration[key]:.4f}" for key, words in keys)
         return f"Calibration: {figures}; no temperature was fitted."
-    figures = ", ".join(f"{words} {before[key]:.4f} to {calibration[key]:.4f}" for key, words in keys)
+    figures = ", ".join(f"{words} from {before[key]:.4f} to {calibration[key]:.4f}" for key, words in keys)
     return f"Calibration: the temperature of {calibration['temperature']:.4f} changes {figures}."
 
 

@@ -55,13 +55,17 @@ def test_confusion_of_many_classes_counts_the_others_in_a_column() -> None:
 
 
 def test_cells_are_opaque_as_numbers_are_large() -> None:
-    figure = draw_signed(["a", "b"], [[None, 0.5], [-0.25, None]], rows="of", columns="with")
+    matrix = [[None, 0.5], [-0.25, None]]
+    figure = draw_signed(["a", "b"], matrix, opaque=0.1, rows="of", columns="with")
     (cells,) = [artist for artist in figure.axes[0].collections if isinstance(artist, PatchCollection)]
     colours = np.asarray(cells.get_facecolor())
     assert colours[:, 3].tolist() == [1.0, 0.5]
     assert colours[0, 2] > colours[0, 0], "above zero is blue"
     assert colours[1, 0] > colours[1, 2], "below zero is brown"
     assert [text.get_text() for text in figure.axes[0].texts] == ["+0.50", "-0.25"]
+    small = draw_signed(["a", "b"], matrix, opaque=1.0, rows="of", columns="with").axes[0]
+    (cells,) = [artist for artist in small.collections if isinstance(artist, PatchCollection)]
+    assert np.asarray(cells.get_facecolor())[:, 3].tolist() == [0.5, 0.25]
 
 
 def test_conflicts_as_a_matrix() -> None:
