@@ -49,13 +49,23 @@ def test_later_evidence_takes_the_place_of_the_run_s_own(tmp_path: Path) -> None
     assert read_folder(tmp_path)[0]["evidence"]["test"]["num_rows"] == 3
 
 
+def test_evidence_of_a_training_is_beside_its_page(tmp_path: Path) -> None:
+    put(tmp_path / "report.json", {"precision": "fp32", "embedding": {"advice": "short"}})
+    kept = {"evidence": {"test": {"split": "test", "num_rows": 1}}, "embedding": {"advice": "short", "map": {}}}
+    put(tmp_path / "_report" / "evidence.json", kept)
+    report, _ = read_folder(tmp_path)
+    assert report == {"precision": "fp32", **kept}
+    put(tmp_path / "evaluation" / "evaluation.json", {"split": "test", "num_rows": 2})
+    assert read_folder(tmp_path)[0]["evidence"]["test"]["num_rows"] == 2
+
+
 def test_comparison_alone_is_reported(tmp_path: Path) -> None:
     put(tmp_path / "comparison.json", make_comparison())
     mtl.cli.main(["report", str(tmp_path)])
-    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "_report" / "report.html").read_text(encoding="utf-8")
     assert "Split off valence: it loses 1.29 %." in page
     assert f'<h1 dir="auto">{tmp_path.name}</h1>' in page
-    assert (tmp_path / "figures" / "gains.png").is_file()
+    assert (tmp_path / "_report" / "figures" / "gains.png").is_file()
 
 
 def test_what_is_wrong_is_told(tmp_path: Path) -> None:

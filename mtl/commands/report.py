@@ -2,8 +2,9 @@
 
     mtl report outputs/vader
 
-Reads `report.json`, `evaluation.json` (also of the folder `evaluation`) and `comparison.json`, of which there may be
-any; writes `report.html` and `figures/`. Neither data nor model is needed.
+Reads `report.json` with the evidence that a training left in `_report/`, `evaluation.json` (also of the folder
+`evaluation`) and `comparison.json`, of which there may be any; writes `report.html` and `figures/` into `_report/`.
+Neither data nor model is needed.
 """
 
 import argparse
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mtl.html_report import write_html_report
+from train_report import EVIDENCE, PAGE_FOLDER
 from train_trainer import or_exit
 
 PROGRAM = "mtl report"
@@ -43,7 +45,7 @@ def write_from_folder(options: argparse.Namespace) -> list[Path]:
     report, comparison = read_folder(folder)
     return write_html_report(
         report,
-        Path(options.output_dir or folder),
+        Path(options.output_dir or folder / PAGE_FOLDER),
         comparison=comparison,
         split=options.split,
         title=options.title or folder.resolve().name,
@@ -66,6 +68,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     if not found:
         raise ValueError(f"{folder} has none of {REPORT}, {EVALUATIONS[1]} and {COMPARISON}. Give a folder of a run.")
     report = found.get(REPORT, {})
+    if REPORT in found and (kept := folder / PAGE_FOLDER / EVIDENCE).is_file():
+        report |= _read(kept)
     measured = {found[name]["split"]: found[name] for name in EVALUATIONS if name in found}
     if measured:
         report["evidence"] = {**(report.get("evidence") or {}), **measured}
@@ -90,7 +94,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--split", help="Split that is shown in detail; test if there is one, else validation.")
     add("--title", help="What the page is called; the name of the folder if not given.")
-    add("--output_dir", help="Where report.html and figures/ go; the folder if not given.")
+    add("--output_dir", help="Where report.html and figures/ go; its folder _report if not given.")
     return parser
 
 
