@@ -13,6 +13,8 @@ FOR_THE_CARD = ("license", "language")
 def settings_that_count(path: Path) -> dict[str, Any]:
     """Reads a settings file, less what only the model card shows: no figure depends on that."""
     settings = yaml.safe_load(path.read_text(encoding="utf-8"))
+    for source in settings.get("sources", ()):
+        source.pop("license", None)
     return {key: value for key, value in settings.items() if key not in FOR_THE_CARD}
 
 

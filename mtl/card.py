@@ -80,6 +80,7 @@ def build_card(
         *_conflict_section(report),
         _usage_section(config, name, sources),
         limits_section(config, report),
+        _licences_section(data.license, origin, sources),
     ]
     return ModelCard("\n".join(body) + "\n", ignore_metadata_errors=False)
 
@@ -112,6 +113,15 @@ def _eval_results(config: MTLConfig, sources: Sequence[SourceConfig], result: Ev
 
 def _sources_of(task: str, sources: Sequence[SourceConfig]) -> list[SourceConfig]:
     return [source for source in sources if task in (*source.labels, *source.pairs, *source.teachers)]
+
+
+def _licences_section(license: str | None, origin: Origin, sources: Sequence[SourceConfig]) -> str:
+    unknown = "not given"
+    started = "the model it starts from" if origin.starts_from is not None else "the encoder"
+    of_start = origin.license if origin.starts_from is not None else origin.encoder_license
+    known = [("this model", license), (started, of_start)]
+    known += [(f"the data `{source.name}`", source.license) for source in sources]
+    return "## Licences\n\n" + "".join(f"- {what}: {found or unknown}\n" for what, found in known)
 
 
 def _encoder(config: MTLConfig, origin: Origin) -> str:

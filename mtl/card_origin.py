@@ -11,7 +11,7 @@ from transformers import PreTrainedConfig
 from transformers.utils.hub import cached_file
 
 from configuration_mtl import MTLConfig
-from mtl.settings import EMBEDDED_BACKBONE, EMBEDDED_BACKBONE_NAME
+from mtl.settings import EMBEDDED_BACKBONE, EMBEDDED_BACKBONE_LICENSE, EMBEDDED_BACKBONE_NAME
 
 logger = logging.getLogger(__name__)
 
@@ -23,14 +23,16 @@ class Origin:
     Args:
         base_model: Name on the Hub of the encoder, or of the saved multi-task model; None if none is known.
         starts_from: Name of the saved multi-task model, of a folder its last part; None for a plain encoder.
-        license: Licence of that model, as its card has it.
+        license: Licence of that saved model, as its card has it.
         language: Languages of that model, as its card has them.
+        encoder_license: Licence of a plain encoder, as its card has it.
     """
 
     base_model: str | None = None
     starts_from: str | None = None
     license: str | None = None
     language: tuple[str, ...] | None = None
+    encoder_license: str | None = None
 
 
 def find_origin(backbone: str, revision: str | None = None) -> Origin:
@@ -44,14 +46,14 @@ def find_origin(backbone: str, revision: str | None = None) -> Origin:
         OSError: If there is no such model.
     """
     if backbone == EMBEDDED_BACKBONE:
-        return Origin(EMBEDDED_BACKBONE_NAME)
+        return Origin(EMBEDDED_BACKBONE_NAME, encoder_license=EMBEDDED_BACKBONE_LICENSE)
     path = os.path.expanduser(backbone)
     is_folder = Path(path).is_dir()
     on_hub = None if is_folder else path
     fields, _ = PreTrainedConfig.get_config_dict(path, revision=revision)
-    if fields.get("model_type") != MTLConfig.model_type:
-        return Origin(on_hub)
     card = _card_of(path, revision)
+    if fields.get("model_type") != MTLConfig.model_type:
+        return Origin(on_hub, encoder_license=card.license)
     language = [card.language] if isinstance(card.language, str) else card.language
     named = card.base_model if isinstance(card.base_model, str) else next(iter(card.base_model or ()), None)
     return Origin(

@@ -17,6 +17,7 @@ from mtl.sources import SourceConfig
 
 EMBEDDED_BACKBONE = "embedded"
 EMBEDDED_BACKBONE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
+EMBEDDED_BACKBONE_LICENSE = "apache-2.0"
 DEFAULT_MAX_LENGTH = 128
 _EXCLUSIVE = ({"freeze", "freeze_schedule"},)
 """Settings of which a run has one."""

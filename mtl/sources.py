@@ -21,6 +21,10 @@ SPLITS = ("train", "validation", "test")
 SPLIT_OF_NAME = {name: name for name in SPLITS} | dict.fromkeys(("valid", "val", "dev"), "validation")
 KNOWN_SPLITS = "'train', 'validation' (or 'valid', 'val', 'dev') and 'test'"
 
+_STRINGS = (
+    "path", "text", "text_pair", "name", "split_column", "label_separator", "config_name", "revision", "license"
+)  # fmt: skip
+
 
 @dataclass(frozen=True)
 class SourceConfig:
@@ -45,6 +49,7 @@ class SourceConfig:
         pairs: Tasks that learn from the texts alone, without a label: `positive_pairs` and `triplets`.
         teachers: Column of each task that holds what a teacher says of the text; see `mtl.teacher_columns`.
         slices: Further columns by which an evaluation breaks its figures down; see `mtl.slices`.
+        license: Licence of the data, as the Hub writes it (`cc-by-4.0`), for the card of a model.
 
     Raises:
         ValueError: For a value that is empty or of the wrong type, an unknown split name, or settings that exclude
@@ -65,6 +70,7 @@ class SourceConfig:
     pairs: Sequence[str] = ()
     teachers: Mapping[str, str] = field(default_factory=dict)
     slices: Sequence[str] = ()
+    license: str | None = None
 
     def __post_init__(self) -> None:
         """Validates the settings and fills in the name."""
@@ -78,7 +84,7 @@ class SourceConfig:
         object.__setattr__(self, "teachers", _strings(self.name, "teachers", self.teachers))
         for key in ("compare_with", "pairs", "slices"):
             object.__setattr__(self, key, self._names(key, getattr(self, key)))
-        for key in ("path", "text", "text_pair", "name", "split_column", "label_separator", "config_name", "revision"):
+        for key in _STRINGS:
             value = getattr(self, key)
             if not (isinstance(value, str) and value) and not (value is None and key != "text"):
                 raise ValueError(f"Source {self.name!r}: `{key}` must be a non-empty string, found {value!r}.")

@@ -120,5 +120,20 @@ def test_a_run_that_starts_from_a_saved_model_keeps_what_its_card_says(
 
 
 def test_origin_of_an_encoder(backbone_dir: SaveBackbone) -> None:
-    assert find_origin("embedded") == Origin("sentence-transformers/all-MiniLM-L6-v2")
-    assert find_origin(str(backbone_dir("bert"))) == Origin()  # A folder of this machine is no name for anyone else.
+    assert find_origin("embedded") == Origin("sentence-transformers/all-MiniLM-L6-v2", encoder_license="apache-2.0")
+    folder = backbone_dir("bert")
+    assert find_origin(str(folder)) == Origin()  # A folder of this machine is no name for anyone else.
+    (folder / "README.md").write_text("---\nlicense: mit\n---\n", encoding="utf-8")
+    assert find_origin(str(folder)) == Origin(encoder_license="mit")
+
+
+def test_licences_of_model_encoder_and_data_are_told(tiny_model: MakeModel) -> None:
+    config = tiny_model().config
+    sources = [SourceConfig("d.csv", license="cc-by-4.0"), SourceConfig("e.csv")]
+    card = card_of(config, sources=sources, license="mit", origin=Origin(encoder_license="apache-2.0"))
+    told = card[card.index("## Licences") :]
+    assert told.split("\n\n")[1].strip().splitlines() == [
+        "- this model: mit", "- the encoder: apache-2.0", "- the data `d`: cc-by-4.0", "- the data `e`: not given"
+    ]  # fmt: skip
+    card = card_of(config, origin=Origin("you/m", "you/m", license="gpl-3.0"))
+    assert "- this model: gpl-3.0\n- the model it starts from: gpl-3.0\n" in card
