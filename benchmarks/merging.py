@@ -1,8 +1,8 @@
 """Trains three single-task MiniLM classifiers on the embedded corpus and merges them into one model.
 
-python benchmarks/merging.py --seeds 0 1 2   # --write FILE puts the tables between `merging:begin` and `:end` of a file
+python benchmarks/merging.py --seeds 0 1 2
 
-The classifiers are `AutoModelForSequenceClassification`, one a task, trained on the split train; the merge sees the
+`--write FILE` puts the tables between the markers `merging:begin` and `merging:end` of a file. The classifiers are `AutoModelForSequenceClassification`, one a task, trained on the split train; the merge sees the
 texts of that split alone, and is measured on test. `--limit 200` tries it on some rows of each split.
 """
 
