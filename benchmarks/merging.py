@@ -2,8 +2,9 @@
 
 python benchmarks/merging.py --seeds 0 1 2
 
-`--write FILE` puts the tables between the markers `merging:begin` and `merging:end` of a file. The classifiers are `AutoModelForSequenceClassification`, one a task, trained on the split train; the merge sees the
-texts of that split alone, and is measured on test. `--limit 200` tries it on some rows of each split.
+`--write FILE` puts the tables between the markers `merging:begin` and `merging:end` of a file. The classifiers are
+`AutoModelForSequenceClassification`, one a task, trained on the split train; the merge sees the texts of that split
+alone, and is measured on test. `--limit 200` tries it on some rows of each split.
 """
 
 import argparse
