@@ -4,8 +4,9 @@ python benchmarks/compare.py --name vader --write docs/comparison.md
 python benchmarks/compare.py --name intents --data-dir <folder> --write docs/comparison.md
 
 It runs `mtl compare`, which goes on where it was interrupted, keeps what that found in
-benchmarks/results/compare-<name>.json, and puts the tables between the markers of that name. The folder of the intents
-is that of configs/intents.yaml. Settings after -- go to the command, such as -- --num_train_epochs 2 --pairs.
+benchmarks/results/compare-<name>.json, and puts the tables between the markers of that name, with pictures that lie
+beside the document. The folder of the intents is that of configs/intents.yaml. Settings after -- go to the command,
+such as -- --num_train_epochs 2 --pairs.
 """
 
 import argparse
@@ -20,6 +21,8 @@ from documents import environment, settings_that_count, write_between, write_jso
 from seeds import ROOT
 
 from mtl.comparison_tables import comparison_tables
+from mtl.figure_style import png_bytes
+from mtl.figures import report_plots
 
 SETTINGS = {"vader": "configs/vader.yaml", "intents": "configs/intents.yaml"}
 OF_BENCHMARK: dict[str, tuple[str, ...]] = {
@@ -48,11 +51,23 @@ def main(argv: Sequence[str] | None = None) -> None:
         if options.name == "intents" and options.data_dir is None:
             parser.error("--data-dir is needed to train: the folder of the intents.")
         write_json(compare(options), output)
-    text = comparison_tables(json.loads(output.read_text(encoding="utf-8")))
+    comparison = json.loads(output.read_text(encoding="utf-8"))
+    text = comparison_tables(comparison)
     sys.stdout.write(text + "\n")
     if options.write is not None:
         marker = f"compare-{options.name}"
-        write_between(options.write, f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->", text)
+        pictures = write_pictures(comparison, options.write.parent, marker)
+        write_between(options.write, f"<!-- {marker}:begin -->", f"<!-- {marker}:end -->", text + pictures)
+
+
+def write_pictures(comparison: dict[str, Any], folder: Path, marker: str) -> str:
+    """Draws what a comparison found into PNG files of a folder; returns Markdown that shows them."""
+    shown = []
+    for plot in report_plots({}, comparison):
+        file = folder / f"{marker}-{plot.name}.png"
+        file.write_bytes(png_bytes(plot.figure))
+        shown.append(f"\n\n![{plot.alt}]({file.name})")
+    return "".join(shown)
 
 
 def compare(options: argparse.Namespace) -> dict[str, Any]:

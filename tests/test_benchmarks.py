@@ -318,7 +318,10 @@ def test_comparison_is_kept_and_written(
     assert str(tmp_path) not in json.dumps({key: some for key, some in results.items() if key != "settings"})
     shown = capsys.readouterr().out
     assert "| `valence` | pearson |" in shown
-    assert document.read_text() == f"<!-- compare-vader:begin -->\n\n{shown.strip()}\n\n<!-- compare-vader:end -->\n"
+    before, _, pictures = document.read_text().partition("![")
+    assert before == f"<!-- compare-vader:begin -->\n\n{shown.strip()}\n\n"
+    assert pictures.endswith("](compare-vader-gains.png)\n\n<!-- compare-vader:end -->\n")
+    assert (tmp_path / "compare-vader-gains.png").read_bytes().startswith(b"\x89PNG")
     COMPARE["main"](["--name", "vader", "--table", "--output", str(output)])
     assert capsys.readouterr().out == shown
     with pytest.raises(SystemExit):
