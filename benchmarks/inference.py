@@ -6,8 +6,8 @@
 All contenders have the same encoder, all-MiniLM-L6-v2, and the same sentences of the embedded corpus; heads are
 fresh, which changes no time. sentence-transformers and the three pipelines, of one single-task model each, run in fp32
 with batches of 32 sentences; so does this package where it is compared with the pipelines, and else with its own
-defaults. Each contender is run once unmeasured. The share of the peak is what the linear layers of the encoder multiply
-for real tokens, against the fastest product of matrices of such sizes that was measured in between.
+defaults. Each contender is run once unmeasured. The share of the peak is what the linear layers of the encoder
+multiply for real tokens, against the fastest product of matrices of such sizes that was measured in between.
 """
 
 import argparse
@@ -219,8 +219,8 @@ def table(report: Mapping[str, Any]) -> str:
     peaks = {name: f"{value / 1e9:,.0f} GFLOP/s in {name}" for name, value in report["gemm_flops"].items()}
     note = (
         f"{report['sentences']:,} sentences, {report['tokens']:,} tokens; medians of {len(first['seconds'])}. "
-        f"Embeddings differ from those of sentence-transformers by {gap['fp32_max']:.0e} at most, in bf16 from those in "
-        f"fp32 by {gap['bf16_max']:.0e} (cosine {gap['bf16_least_cosine']:.4f} at least). Peak: {peaks['fp32']}, "
+        f"Embeddings differ from those of sentence-transformers by {gap['fp32_max']:.0e} at most, in bf16 from those "
+        f"in fp32 by {gap['bf16_max']:.0e} (cosine {gap['bf16_least_cosine']:.4f} at least). Peak: {peaks['fp32']}, "
         f"{peaks['bf16']}. {where['cpu']}, {where['threads']} threads, torch {versions['torch']}, transformers "
         f"{versions['transformers']}, sentence-transformers {versions['sentence-transformers']}."
     )
