@@ -277,3 +277,23 @@ def test_folder_keeps_what_a_part_says(tmp_path: Path) -> None:
     assert not folder.is_done()
     folder.remove()
     assert not folder.path.exists()
+
+
+def test_a_folder_whose_removal_is_cut_off_is_not_taken_for_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, folder = part(SINGLE, ("up",), 1, RATES[SINGLE]), PartFolder(tmp_path / "part")
+    folder.begin({"learning_rate": 1e-3})
+    folder.finish({**own.record, **dataclasses.asdict(own.part)}, {"place": own.places})
+    folder.model.mkdir()
+    (folder.model / "config.json").touch()
+
+    def killed(path: Path, *args: Any, **kwargs: Any) -> None:
+        (path / "fingerprint.json").unlink(missing_ok=True)  # The order in which files go is that of the disk.
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.remove()
+    assert not folder.is_done()
+    assert folder.other_settings({"learning_rate": 1e-2}) == ["learning_rate: 0.001, now 0.01"]
