@@ -16,7 +16,7 @@ from mtl.hard_rows import surest_errors
 from mtl.label_tables import confusion_table, label_table, residuals
 from mtl.predictions import Predictions
 from mtl.slices import coverage, slices_of
-from tasks_mtl import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, TRIPLETS
+from tasks_mtl import MULTI_LABEL, ORDINAL, OUT_OF_SCOPE_INDEX, REGRESSION, SINGLE_LABEL, TRIPLETS
 
 NAN = float("nan")
 TOPIC = TaskConfig("topic", labels=("sport", "film", "shop"))
@@ -104,6 +104,21 @@ def test_residuals_by_hand() -> None:
     assert described["points"] == [[1.0, 3.0], [2.0, 1.0]]
     (one,) = residuals(TaskConfig("one", REGRESSION), said[:, :1], true[:, 0])
     assert one["points"] == described["points"]
+
+
+@pytest.mark.parametrize("said", [[1e-7, 2e-7, 3e-7], [2e-7, 2e-7, 2e-7]], ids=["neighbours", "constant"])
+def test_residuals_that_hardly_differ_have_a_histogram(said: list[float]) -> None:
+    logits = np.array(said, dtype=np.float32)
+    (found,) = residuals(TaskConfig("valence", REGRESSION), logits, np.full(3, 1e9, dtype=np.float32))
+    assert sum(found["histogram"]["counts"]) == 3
+    assert (np.diff(found["histogram"]["edges"]) > 0).all()
+
+
+def test_label_table_of_rows_that_are_all_out_of_scope() -> None:
+    task = TaskConfig("topic", labels=("a", "b"), out_of_scope_label="other", rejection_threshold=0.0)
+    table = label_table(task, np.zeros((3, 2), dtype=np.float32), np.full(3, OUT_OF_SCOPE_INDEX))
+    nothing = {"precision": None, "recall": None, "f1": None, "support": 0, "predicted": 0, "threshold": None}
+    assert table == [{"label": label, **nothing} for label in ("a", "b")]
 
 
 def test_surest_errors_come_first() -> None:
