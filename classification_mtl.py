@@ -3,6 +3,7 @@
 The file travels with every saved model; see `modeling_mtl.py`.
 """
 
+import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,12 @@ from torch.nn import functional as F
 
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
-        from .tasks_mtl import IGNORE_INDEX, MULTI_LABEL, ORDINAL, SINGLE_LABEL, TaskConfig
+        from .tasks_mtl import IGNORE_INDEX, MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, TaskConfig
 except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
-    from tasks_mtl import IGNORE_INDEX, MULTI_LABEL, ORDINAL, SINGLE_LABEL, TaskConfig
+    from tasks_mtl import IGNORE_INDEX, MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, TaskConfig
 
 MULTI_LABEL_THRESHOLD = 0.5
 """The probability from which on a label is predicted, where its task has no thresholds of its own."""
@@ -167,26 +168,60 @@ def chosen_labels(task: TaskConfig, logits: Tensor) -> Tensor:
     return probabilities(task, logits).double() >= torch.tensor(least, dtype=torch.float64, device=logits.device)
 
 
-def class_prediction(task: TaskConfig, logits: Tensor) -> dict[str, Any]:
-    """Returns `label`, `score`, `probabilities`, and what thresholds decide, `in_scope` and `abstains`.
+def predictions_of(task: TaskConfig, logits: Tensor) -> list[Any]:
+    """Returns what a head says of each sentence of a batch, as `predict` gives it.
+
+    A classification has `label`, `score` and `probabilities`, and what thresholds decide, `in_scope` and `abstains`;
+    multi-label `labels` and `probabilities`; regression a number, or `{output: number}` if there are several.
 
     Args:
-        task: A single-label or ordinal task.
-        logits: Logits of one sentence, in float32. Shape (C,), for ordinal classification (C - 1,).
+        task: The task.
+        logits: Float32 logits of its head. Shape (B, C), for ordinal classification (B, C - 1).
     """
-    by_name = dict(zip(task.id2label.values(), probabilities(task, logits).tolist(), strict=True))
-    label = task.id2label[int(class_ids(task, logits))]
-    prediction: dict[str, Any] = {"label": label, "score": by_name[label], "probabilities": by_name}
+    # Whole columns at a time, and plain values from there on: with many heads this is what takes time.
+    return _PREDICTIONS.get(task.problem_type, _class_predictions)(task, logits)
+
+
+def _class_predictions(task: TaskConfig, logits: Tensor) -> list[dict[str, Any]]:
+    names = list(task.id2label.values())
+    columns: dict[str, list[Any]] = {
+        "label": [names[index] for index in class_ids(task, logits).tolist()],
+        "score": class_scores(task, logits).tolist(),
+        "probabilities": [dict(zip(names, row, strict=True)) for row in probabilities(task, logits).tolist()],
+    }
     if task.rejection_threshold is not None:
         # Of the logits as they are, for which the threshold was fitted.
-        prediction["in_scope"] = confidence(logits, str(task.rejection_score)).item() >= task.rejection_threshold
-        if not prediction["in_scope"]:
-            prediction["label"] = task.out_of_scope_label
+        sure = confidence(logits, str(task.rejection_score)).tolist()
+        columns["in_scope"] = [value >= task.rejection_threshold for value in sure]
+        labels = zip(columns["label"], columns["in_scope"], strict=True)
+        columns["label"] = [label if in_scope else task.out_of_scope_label for label, in_scope in labels]
     if task.abstention_threshold is not None:
-        prediction["abstains"] = not prediction["score"] >= task.abstention_threshold  # True of nan, too.
-    return prediction
+        columns["abstains"] = [
+            not score >= task.abstention_threshold for score in columns["score"]
+        ]  # True of nan, too.
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
 
 
+def _multi_label_predictions(task: TaskConfig, logits: Tensor) -> list[dict[str, Any]]:
+    names = list(task.id2label.values())
+    chosen, values = chosen_labels(task, logits).tolist(), probabilities(task, logits).tolist()
+    return [
+        {"labels": list(itertools.compress(names, is_chosen)), "probabilities": dict(zip(names, row, strict=True))}
+        for is_chosen, row in zip(chosen, values, strict=True)
+    ]
+
+
+def _regression_predictions(task: TaskConfig, logits: Tensor) -> list[Any]:
+    if task.num_labels == 1:
+        return logits.squeeze(-1).tolist()
+    names = list(task.id2label.values())
+    return [dict(zip(names, row, strict=True)) for row in logits.tolist()]
+
+
+_PREDICTIONS: dict[str, Callable[[TaskConfig, Tensor], list[Any]]] = {
+    MULTI_LABEL: _multi_label_predictions,
+    REGRESSION: _regression_predictions,
+}
 _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     SINGLE_LABEL: lambda logits: logits.softmax(dim=-1),
     ORDINAL: ordinal_probabilities,

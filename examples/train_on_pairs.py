@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from itertools import product
 
 import train_trainer
-from inference_mtl import Text
+from batching_mtl import Text
 from modeling_mtl import MTLModel
 
 ORDERS = (("turn left", "go left"), ("stop now", "stand still"), ("pick it up", "grab it"), ("go faster", "speed up"))

@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from inference_mtl import Text
+from batching_mtl import Text
 from modeling_mtl import MTLModel
 from mtl.merging import latency_ms
 

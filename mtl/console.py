@@ -6,8 +6,8 @@ from typing import Any
 
 from transformers import ProgressCallback, TrainerControl, TrainerState, TrainingArguments
 
+from batching_mtl import Text
 from configuration_mtl import TaskConfig
-from inference_mtl import Text
 from modeling_mtl import MTLModel
 from mtl.data import label_column, row_texts
 from mtl.metrics import PRIMARY_METRIC

@@ -25,8 +25,8 @@ from datasets import (
 )
 from transformers import PreTrainedTokenizerBase
 
+from batching_mtl import Text, tokenize
 from configuration_mtl import TaskConfig
-from inference_mtl import Text, tokenize
 from mtl.content_keys import cache_file, key_of, key_of_rows, key_of_tokenizer
 from mtl.labels import count_labelled, encode_labels, label_column, resolve_task
 from mtl.parts import Part, is_blank, read_source

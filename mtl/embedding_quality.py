@@ -8,8 +8,8 @@ import numpy as np
 import numpy.typing as npt
 from datasets import Dataset
 
+from batching_mtl import Text
 from configuration_mtl import TaskConfig
-from inference_mtl import Text
 from modeling_mtl import MTLModel
 from mtl.content_keys import key_of_weights
 from mtl.data import row_texts

@@ -20,9 +20,9 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel
 from transformers.tokenization_utils_base import LARGE_INTEGER
 
+from batching_mtl import Text, position_limit, tokenize
 from classification_mtl import ordinal_probabilities
 from configuration_mtl import MTLConfig, TaskConfig
-from inference_mtl import Text, position_limit, tokenize
 from modeling_mtl import MTLModel
 from mtl.content_keys import cache_file, key_of, key_of_config, key_of_rows, key_of_tokenizer, key_of_weights
 from mtl.data import row_texts

@@ -8,6 +8,7 @@ from modeling_mtl import MTLModel
 
 ROOT = Path(__file__).resolve().parent.parent
 HUB_FILES = (
+    "batching_mtl.py",
     "classification_mtl.py",
     "configuration_mtl.py",
     "heads_mtl.py",

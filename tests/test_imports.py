@@ -10,19 +10,20 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("mtl", "tests", "examples", "benchmarks")
 HUB_FILES = (
-    "problem_types_mtl", "tasks_mtl", "configuration_mtl", "classification_mtl", "similarity_mtl", "heads_mtl",
-    "inference_mtl", "sharing_mtl", "modeling_mtl"
+    "batching_mtl", "problem_types_mtl", "tasks_mtl", "configuration_mtl", "classification_mtl", "similarity_mtl",
+    "heads_mtl", "inference_mtl", "sharing_mtl", "modeling_mtl"
 )  # fmt: skip
 
 # Importer -> what of the house it may import; the first row that fits counts. Patterns as in `fnmatch`.
 ALLOWED = {
+    "batching_mtl": (),
     "problem_types_mtl": (),
     "tasks_mtl": ("problem_types_mtl",),
     "configuration_mtl": ("tasks_mtl",),
     "classification_mtl": ("tasks_mtl",),
     "similarity_mtl": ("tasks_mtl",),
     "heads_mtl": ("classification_mtl", "similarity_mtl", "tasks_mtl"),
-    "inference_mtl": ("classification_mtl", "configuration_mtl", "tasks_mtl"),
+    "inference_mtl": ("batching_mtl", "classification_mtl", "configuration_mtl"),
     "sharing_mtl": ("configuration_mtl",),
     "modeling_mtl": (
         "configuration_mtl",

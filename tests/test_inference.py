@@ -1,6 +1,6 @@
 """encode and predict: order, limits, errors, modes, and with real weights the meaning."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +17,8 @@ from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
 import inference_mtl
+from batching_mtl import position_limit
 from configuration_mtl import TaskConfig
-from inference_mtl import position_limit
 from modeling_mtl import MTLModel
 from tasks_mtl import MULTI_LABEL, REGRESSION
 
@@ -79,13 +79,13 @@ def test_longest_come_first_so_that_a_batch_too_large_fails_at_once(
     model: MTLModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     widths = []
-    forward = model.forward
+    forward = model.backbone.forward
 
     def watch(**batch: Tensor) -> Any:
         widths.append(batch["input_ids"].shape[1])
         return forward(**batch)
 
-    monkeypatch.setattr(model, "forward", watch)
+    monkeypatch.setattr(model.backbone, "forward", watch)
     model.encode(SENTENCES, batch_size=2)
     assert widths == sorted(widths, reverse=True)
     assert len(widths) == 4
@@ -241,7 +241,7 @@ def test_mode_of_the_model_is_restored(model: MTLModel, mode: bool) -> None:
     assert model.training is mode
 
 
-@pytest.mark.parametrize("place", ["forward", "pool"])
+@pytest.mark.parametrize("place", ["backbone", "pool"])
 def test_mode_of_the_model_is_restored_after_a_failure(
     model: MTLModel, place: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -251,7 +251,7 @@ def test_mode_of_the_model_is_restored_after_a_failure(
 
     model.train()
     with monkeypatch.context() as patch:
-        patch.setattr(model, place, fail)
+        patch.setattr(*((model.backbone, "forward") if place == "backbone" else (model, place)), fail)
         with pytest.raises(RuntimeError, match="out of memory") as kept:
             model.encode(SENTENCES, batch_size=2)
     assert kept.traceback
@@ -262,18 +262,111 @@ def test_mode_of_the_model_is_restored_after_a_failure(
 
 
 def test_progress_bar_is_shown_when_asked_for_or_when_it_takes_long(
-    model: MTLModel, capsys: pytest.CaptureFixture[str]
+    model: MTLModel, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    total = len(SENTENCES)
     model.encode(SENTENCES)
     assert "Sentences" not in capsys.readouterr().err
     model.encode(SENTENCES, show_progress_bar=True, batch_size=3)
-    assert "3/3" in capsys.readouterr().err
+    assert f"{total}/{total}" in capsys.readouterr().err
     model.predict(SENTENCES, show_progress_bar=True)
     assert "Sentences: 100%" in capsys.readouterr().err
-    model.encode(["why"] * 51, batch_size=1)
+    monkeypatch.setattr(inference_mtl, "_LONG_WORK_SENTENCES", 50)
+    model.encode(["why"] * 51)
     assert "51/51" in capsys.readouterr().err
-    model.encode(["why"] * 51, batch_size=1, show_progress_bar=False)
-    assert capsys.readouterr().err == ""
+    model.encode(["why"] * 51, show_progress_bar=False)
+    assert "Sentences" not in capsys.readouterr().err
+    model.encode(iter(["why"] * 3))
+    assert "Sentences" not in capsys.readouterr().err
+    monkeypatch.setattr(inference_mtl, "_LONG_WORK_SECONDS", 0.0)
+    model.encode(iter(["why"] * 3))  # Of unknown length, and it takes long.
+    assert "Sentences: 3" in capsys.readouterr().err
+
+
+def test_an_iterator_is_taken_window_by_window(model: MTLModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+
+    def sentences() -> Iterator[str]:
+        for number in range(20):
+            taken.append(number)
+            yield " ".join(["match"] * (number % 5))
+
+    expected = model.encode_and_predict(list(sentences()))
+    taken.clear()
+    stream = model.stream(sentences(), window_size=6)
+    assert taken == []
+    answers = [next(stream)]
+    assert len(taken) == 6
+    assert not torch.is_inference_mode_enabled() and torch.is_grad_enabled()
+    answers += stream
+    assert len(answers) == 20
+    assert_close(np.stack([embedding for embedding, _ in answers]), expected[0])
+    for (_, said), other in zip(answers, expected[1], strict=True):
+        assert said["valence"] == pytest.approx(other["valence"], abs=1e-6)
+    monkeypatch.setattr(inference_mtl, "_WINDOW_SIZE", 3)
+    assert_close(model.encode(sentences()), expected[0])
+
+
+def test_one_pass_answers_embeddings_and_all_tasks(model: MTLModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+    forward = model.backbone.forward
+    monkeypatch.setattr(model.backbone, "forward", lambda **batch: calls.append(1) or forward(**batch))
+    embeddings, predictions = model.encode_and_predict(SENTENCES, max_batch_tokens=10**6)
+    assert len(calls) == 1
+    np.testing.assert_array_equal(embeddings, model.encode(SENTENCES, max_batch_tokens=10**6))
+    assert predictions == model.predict(SENTENCES, max_batch_tokens=10**6)
+    raw = model.encode_and_predict(SENTENCES, normalize_embeddings=False)[0]
+    assert_close(raw, model.encode(SENTENCES, normalize_embeddings=False))
+    assert model.encode_and_predict([])[0].shape == (0, 32)
+    assert model.encode_and_predict([])[1] == list(model.stream([])) == []
+    for method in (model.encode_and_predict, model.stream):
+        with pytest.raises(TypeError, match=r"takes several sentences, found the string 'price'\. Give a list of it"):
+            list(method("price"))
+
+
+def test_batches_keep_to_the_budget_of_tokens(model: MTLModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes = []
+    forward = model.backbone.forward
+
+    def watch(**batch: Tensor) -> Any:
+        shapes.append(tuple(batch["input_ids"].shape))
+        return forward(**batch)
+
+    monkeypatch.setattr(model.backbone, "forward", watch)
+    sentences = [" ".join(["match"] * length) for length in (28, 8, 8, 8, 3, 3, 1, 0)]  # And two special tokens each.
+    model.encode(sentences, max_batch_tokens=20)
+    # A sentence that is longer than the budget is alone.
+    assert shapes == [(1, 30), (2, 10), (2, 10), (3, 5)] or shapes == [(1, 30), (2, 10), (2, 10), (3, 3)]
+    shapes.clear()
+    model.encode(sentences, max_batch_tokens=20, batch_size=1)
+    assert [rows for rows, _ in shapes] == [1] * 8
+    for name in ("max_batch_tokens", "batch_size"):
+        with pytest.raises(ValueError, match=f"{name} must be an int of at least 1, found 0"):
+            model.encode(sentences, **{name: 0})
+
+
+@pytest.mark.parametrize("is_fast", [False, True])
+def test_precision(model: MTLModel, is_fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference_mtl, "has_fast_bf16", lambda device: is_fast)
+    dtypes = set()
+    last = [module for module in model.backbone.modules() if isinstance(module, torch.nn.Linear)][-1]
+    last.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
+    full = model.encode(SENTENCES)
+    assert dtypes == {torch.float32}
+    half = model.encode(SENTENCES, precision="bf16")
+    assert dtypes == {torch.float32, torch.bfloat16}
+    assert half.dtype == np.float32
+    difference = np.abs(half - full).max()
+    assert 0 < difference < 0.05
+    auto, said = model.encode_and_predict(SENTENCES, precision="auto")
+    np.testing.assert_array_equal(auto, half if is_fast else full)
+    assert said == model.predict(SENTENCES, precision="bf16" if is_fast else "fp32")
+    assert_close(np.linalg.norm(half, axis=1), 1.0)  # Pooled and scaled in float32.
+    for method in (model.encode, model.predict):
+        with pytest.raises(ValueError, match="precision must be 'fp32', 'bf16' or 'auto', found 'fp16'"):
+            method(SENTENCES, precision="fp16")  # type: ignore[arg-type]
+    whole = model.to(torch.bfloat16)
+    np.testing.assert_array_equal(whole.encode(SENTENCES), whole.encode(SENTENCES, precision="bf16"))
 
 
 def test_structure_of_a_prediction(model: MTLModel) -> None:

@@ -12,8 +12,8 @@ from conftest import UNCUT, MakeModel, WriteRows
 from datasets import DatasetDict
 from transformers import PreTrainedTokenizerFast
 
+from batching_mtl import Text, tokenize
 from configuration_mtl import TaskConfig
-from inference_mtl import Text, tokenize
 from mtl.collation import MTLCollator
 from mtl.data import SourceConfig, load_sources, row_texts, tokenize_splits
 from tasks_mtl import CONTRASTIVE, IGNORE_INDEX, POSITIVE_PAIRS, REGRESSION, SCORED_PAIRS, TRIPLETS

@@ -1,0 +1,235 @@
+"""Measures how fast a model answers, against what a user would otherwise run, in the same run and in turns.
+
+    python benchmarks/inference.py --write README.md   # some minutes
+    python benchmarks/inference.py --table             # the table of the JSON file
+
+All contenders have the same encoder, all-MiniLM-L6-v2, and the same sentences of the embedded corpus; heads are
+fresh, which changes no time. sentence-transformers and the three pipelines, of one single-task model each, run in fp32
+with batches of 32 sentences; so does this package where it is compared with the pipelines, and else with its own
+defaults. Each contender is run once unmeasured. The share of the peak is what the linear layers of the encoder
+multiply for real tokens, against the fastest product of matrices of such sizes that was measured in between.
+"""
+
+import argparse
+import json
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+from documents import write_between, write_json
+from freezing_run import machine
+from records import ROOT, markdown_table
+from sentence_transformers import SentenceTransformer
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+from transformers.utils import logging as transformers_logging
+
+from configuration_mtl import TaskConfig
+from modeling_mtl import MTLModel
+from mtl.settings import resolve_backbone
+from tasks_mtl import REGRESSION
+
+NAME = "inference"
+CORPUS = ROOT / "data" / "vader" / "vader.parquet"
+BATCH_SIZE = 32
+NUM_HEADS = 50
+PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers")
+TASKS = (
+    TaskConfig("topic", num_labels=4),
+    TaskConfig("sentiment", num_labels=3),
+    TaskConfig("valence", REGRESSION),
+)
+EMBEDDINGS, THREE_TASKS = "sentence-transformers, fp32", "three pipelines, fp32"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """One way to answer all sentences.
+
+    Args:
+        name: What a table calls it.
+        run: Answers them.
+        against: Name of the contender that it is compared with.
+        precision: What it multiplies in, `fp32` or `bf16`.
+        passes: How often each sentence goes through an encoder.
+    """
+
+    name: str
+    run: Callable[[], Any]
+    against: str
+    precision: str = "fp32"
+    passes: int = 1
+
+
+def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
+    """Measures, or shows what was measured before; returns the report."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--backbone", default="embedded", help="Encoder of all contenders.")
+    add("--sentences", type=int, default=2000, help="Sentences, drawn at random.")
+    add("--repeats", type=int, default=5, help="Runs of each contender.")
+    add("--output", type=Path, default=ROOT / "benchmarks" / "results" / f"{NAME}.json", help="The report.")
+    add("--table", action="store_true", help="Measure nothing, only show and write the report.")
+    add("--write", type=Path, metavar="FILE", help="Put the table between the markers of this file.")
+    options = parser.parse_args(argv)
+    if not options.table:
+        transformers_logging.set_verbosity_error()
+        write_json(measure(resolve_backbone(options.backbone), options.sentences, options.repeats), options.output)
+    report: dict[str, Any] = json.loads(options.output.read_text(encoding="utf-8"))
+    sys.stdout.write(table(report) + "\n")
+    if options.write is not None:
+        write_between(options.write, f"<!-- {NAME}:begin -->", f"<!-- {NAME}:end -->", table(report))
+    return report
+
+
+def measure(backbone: str, count: int, repeats: int) -> dict[str, Any]:
+    """Runs every contender so many times, in turns, and returns the report.
+
+    Args:
+        backbone: Folder of the encoder.
+        count: Sentences.
+        repeats: Runs of each contender.
+    """
+    texts = pq.read_table(CORPUS, columns=["text"])["text"].to_pylist()
+    sentences = [texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:count]]
+    model = MTLModel.from_backbone(backbone, tasks=TASKS)
+    peer = SentenceTransformer(backbone, device="cpu")
+    model.config.max_seq_length = peer.max_seq_length
+    contenders = make_contenders(model, peer, backbone, sentences)
+    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
+    peaks: dict[str, list[float]] = {"fp32": [], "bf16": []}
+    for repeat in range(-1, repeats):  # The first, which is not measured, takes memory and chooses kernels.
+        sys.stderr.write(f"repeat {repeat + 1} of {repeats}\n")
+        for contender in contenders:
+            begin = time.perf_counter()
+            contender.run()
+            if repeat >= 0:
+                seconds[contender.name].append(time.perf_counter() - begin)
+        for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
+            peaks[name].append(gemm_flops(model, dtype))
+    tokens = sum(map(len, model.tokenizer(sentences, truncation=True, max_length=model.max_tokens())["input_ids"]))
+    return {
+        "sentences": count,
+        "tokens": tokens,
+        "flops": tokens * linear_flops(model),
+        "gemm_flops": {name: max(values) for name, values in peaks.items()},
+        "contenders": {contender.name: _described(contender, seconds[contender.name]) for contender in contenders},
+        "differences": differences(model, peer, sentences),
+        "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
+        "machine": machine("cpu"),
+    }
+
+
+def _described(contender: Contender, seconds: list[float]) -> dict[str, Any]:
+    facts = {"against": contender.against, "precision": contender.precision, "passes": contender.passes}
+    return {**facts, "seconds": seconds}
+
+
+def make_contenders(
+    model: MTLModel, peer: SentenceTransformer, backbone: str, sentences: Sequence[str]
+) -> list[Contender]:
+    """Returns the contenders; a further one is a further entry."""
+    texts = list(sentences)
+    pipelines = [_pipeline(backbone, task) for task in TASKS]
+    many = MTLModel.from_backbone(backbone, tasks=[TaskConfig(f"task{n}", num_labels=3) for n in range(NUM_HEADS)])
+    few = MTLModel.from_backbone(backbone, tasks=[TaskConfig(f"task{n}", num_labels=3) for n in range(3)])
+    many.config.max_seq_length = few.config.max_seq_length = model.config.max_seq_length
+
+    def run_pipelines() -> None:
+        for one in pipelines:
+            one(texts, batch_size=BATCH_SIZE, truncation=True, max_length=model.max_tokens())
+
+    encode = partial(peer.encode, texts, batch_size=BATCH_SIZE, show_progress_bar=False)
+    both = partial(model.encode_and_predict, texts, batch_size=BATCH_SIZE)
+    heads = "3 heads, fp32"
+    return [
+        Contender(EMBEDDINGS, encode, EMBEDDINGS),
+        Contender("`encode`, fp32", partial(model.encode, texts), EMBEDDINGS),
+        Contender("`encode`, bf16", partial(model.encode, texts, precision="bf16"), EMBEDDINGS, "bf16"),
+        Contender(THREE_TASKS, run_pipelines, THREE_TASKS, passes=3),
+        Contender("embedding and 3 tasks, fp32", both, THREE_TASKS),
+        Contender("embedding and 3 tasks, bf16", partial(both, precision="bf16"), THREE_TASKS, "bf16"),
+        Contender(heads, partial(few.predict, texts), heads),
+        Contender(f"{NUM_HEADS} heads, fp32", partial(many.predict, texts), heads),
+    ]
+
+
+def _pipeline(backbone: str, task: TaskConfig) -> Any:
+    single = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=task.num_labels)
+    return pipeline("text-classification", model=single, tokenizer=AutoTokenizer.from_pretrained(backbone))
+
+
+def linear_flops(model: MTLModel) -> int:
+    """Returns the operations that the encoder's linear layers need for a token."""
+    return 2 * sum(layer.weight.numel() for layer in model.backbone.modules() if isinstance(layer, nn.Linear))
+
+
+def gemm_flops(model: MTLModel, dtype: torch.dtype) -> float:
+    """Returns the operations per second of the product of a long batch with the encoder's largest linear layer."""
+    layers = [layer for layer in model.backbone.modules() if isinstance(layer, nn.Linear)]
+    weight = max((layer.weight for layer in layers), key=torch.Tensor.numel).detach().to(dtype)  # (O, I)
+    states = torch.ones(2048, weight.shape[1], dtype=dtype)  # (T, I)
+    best = float("inf")
+    with torch.inference_mode():
+        for _ in range(10):
+            begin = time.perf_counter()
+            nn.functional.linear(states, weight)
+            best = min(best, time.perf_counter() - begin)
+    return 2 * states.shape[0] * weight.numel() / best
+
+
+def differences(model: MTLModel, peer: SentenceTransformer, sentences: Sequence[str]) -> dict[str, float]:
+    """Returns how far embeddings are from those of sentence-transformers, and bf16 from fp32."""
+    theirs, ours = peer.encode(list(sentences)), model.encode(sentences)  # (N, H) each
+    half = model.encode(sentences, precision="bf16")  # (N, H)
+    return {
+        "fp32_max": float(np.abs(ours - theirs).max()),
+        "bf16_max": float(np.abs(half - ours).max()),
+        "bf16_least_cosine": float((half * ours).sum(axis=1).min()),
+    }
+
+
+def table(report: Mapping[str, Any]) -> str:
+    """Returns medians, ratios and what they are to be read with, as Markdown."""
+    contenders = report["contenders"]
+    medians = {name: statistics.median(contender["seconds"]) for name, contender in contenders.items()}
+    rows = [
+        [
+            name,
+            f"{report['sentences'] / medians[name]:,.0f}",
+            f"{medians[contender['against']] / medians[name]:.2f}x",
+            contender["against"] if contender["against"] != name else "",
+            f"{_share(report, contender, medians[name]):.0%}",
+        ]
+        for name, contender in contenders.items()
+    ]
+    heading = ["", "Sentences/s", "Speed", "Against", "Share of the peak"]
+    first = next(iter(contenders.values()))
+    gap, where, versions = report["differences"], report["machine"], report["versions"]
+    peaks = {name: f"{value / 1e9:,.0f} GFLOP/s in {name}" for name, value in report["gemm_flops"].items()}
+    note = (
+        f"{report['sentences']:,} sentences, {report['tokens']:,} tokens; medians of {len(first['seconds'])}. "
+        f"Embeddings differ from those of sentence-transformers by {gap['fp32_max']:.0e} at most, in bf16 from those "
+        f"in fp32 by {gap['bf16_max']:.0e} (cosine {gap['bf16_least_cosine']:.4f} at least). Peak: {peaks['fp32']}, "
+        f"{peaks['bf16']}. {where['cpu']}, {where['threads']} threads, torch {versions['torch']}, transformers "
+        f"{versions['transformers']}, sentence-transformers {versions['sentence-transformers']}."
+    )
+    return f"{markdown_table(heading, rows)}\n\n{note}"
+
+
+def _share(report: Mapping[str, Any], contender: Mapping[str, Any], seconds: float) -> float:
+    return contender["passes"] * report["flops"] / seconds / report["gemm_flops"][contender["precision"]]
+
+
+if __name__ == "__main__":
+    main()
