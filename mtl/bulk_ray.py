@@ -82,15 +82,17 @@ def _answer_all(
 ) -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
-    cores = int(ray.cluster_resources().get("CPU", 1))
-    # One core reads.
-    cores_each = max(1, (cores - 1) // workers)
-    answers = ray.data.read_datasource(_block_source(ray, job, store), override_num_blocks=1).map_batches(
+    source = ray.data.read_datasource(
+        _block_source(ray, job, store),
+        override_num_blocks=1,
+        ray_remote_args={"num_cpus": 0},  # The workers may have all cores, and wait for what it reads.
+    )
+    answers = source.map_batches(
         _Worker,
         fn_constructor_args=(options, job),
         batch_size=1,
         batch_format="pyarrow",
-        num_cpus=cores_each,
+        num_cpus=cores_each(ray.cluster_resources().get("CPU", 1.0), workers),
         compute=ray.data.ActorPoolStrategy(size=workers),
     )
     for answer in answers.iter_rows():
@@ -98,6 +100,11 @@ def _answer_all(
         result.rows += answer["rows"]
         result.without_text += answer["without_text"]
         progress(answer["rows"])
+
+
+def cores_each(cores: float, workers: int) -> float:
+    """Returns how many cores each worker is given, all together no more than there are; below one core, a share."""
+    return float(cores // workers) if cores >= workers else int(100 * cores / workers) / 100
 
 
 class _Worker:

@@ -22,7 +22,7 @@ from modeling_mtl import MTLModel
 from mtl.bulk import BulkJob, run_bulk
 from mtl.bulk_inputs import InputColumns, read_blocks
 from mtl.bulk_models import BulkOptions, TorchBulkModel
-from mtl.bulk_ray import run_bulk_on_ray
+from mtl.bulk_ray import cores_each, run_bulk_on_ray
 from mtl.cli import main as mtl
 from tasks_mtl import MULTI_LABEL, ORDINAL, REGRESSION, TaskConfig
 
@@ -288,7 +288,7 @@ def test_commands(
 
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(model_dir: str, model: TorchBulkModel, tmp_path: Path, rows: Rows) -> None:
-    file = write_rows(tmp_path / "in.csv", [{**row, "id": number} for number, row in enumerate(rows * 80)])
+    file = write_rows(tmp_path / "in.csv", [{**row, "id": number} for number, row in enumerate(rows * 40)])
     run_bulk(model, job(tmp_path, file, kept=("id",), embeddings=True))
     whole = pq.read_table(tmp_path / "out.parquet")
     out = tmp_path / "killed.parquet"
@@ -298,7 +298,7 @@ def test_a_run_that_is_killed_goes_on(model_dir: str, model: TorchBulkModel, tmp
     while not out.exists():
         with subprocess.Popen(command, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"}) as process:
             parts = out.with_name("killed.parquet.parts")
-            target = len(list(parts.glob("part-*.parquet"))) + 120
+            target = len(list(parts.glob("part-*.parquet"))) + 60
             while process.poll() is None and kills < 3:
                 if len(list(parts.glob("part-*.parquet"))) >= target:
                     process.send_signal(signal.SIGKILL)
@@ -312,6 +312,12 @@ def test_a_run_that_is_killed_goes_on(model_dir: str, model: TorchBulkModel, tmp
         assert found[name].equals(whole[name])
     left, right = (np.stack(table["embedding"].to_numpy()) for table in (found, whole))
     np.testing.assert_allclose(left, right, atol=1e-6)  # A sentence alone in a batch is summed in another order.
+
+
+def test_workers_share_the_cores_that_there_are() -> None:
+    assert [cores_each(8.0, workers) for workers in (1, 2, 3, 8)] == [8.0, 4.0, 2.0, 1.0]
+    assert cores_each(2.0, 3) * 3 <= 2.0
+    assert cores_each(1.0, 2) == 0.5
 
 
 @pytest.mark.slow
