@@ -13,6 +13,8 @@ from collections.abc import Sequence
 COMMANDS = {
     "train": ("train_trainer", "train, measure and save a model; the same as train_trainer.py"),
     "evaluate": ("mtl.commands.evaluate", "measure a saved model on labelled data"),
+    "predict": ("mtl.commands.predict", "predict every task for files of any size"),
+    "encode": ("mtl.commands.encode", "embed files of any size"),
     "report": ("mtl.commands.report", "make one page of the figures of a run"),
     "merge": ("merge_models", "distil several classifiers into one model; the same as merge_models.py"),
     "compare": ("mtl.commands.compare", "train the tasks in one model and each alone, and say whether sharing helps"),
