@@ -83,10 +83,11 @@ def test_resumed_training_says_what_its_time_is_of(tiny_model: MakeModel) -> Non
 def test_metadata_is_what_the_hub_takes(tiny_model: MakeModel) -> None:
     measured = {"topic": {"accuracy": 0.5, "mcc": math.nan, "loss": 1.0, "support": 3}}
     results = [EvaluationResult("test", 3, 0.5, measured, {"topic": "accuracy"}, 1.0)]
-    known = {"license": "apache-2.0", "language": ["en"], "results": results, "name": "you/m"}
+    known: dict[str, Any] = {"license": "apache-2.0", "language": ["en"], "results": results, "name": "you/m"}
     card = card_of(tiny_model().config, **known, origin=Origin("some/encoder"))
     assert metadata_errors(card) == []
-    assert [some.metric_type for some in ModelCard(card).data.eval_results or ()] == ["accuracy"]
+    data: Any = ModelCard(card).data
+    assert [some.metric_type for some in data.eval_results] == ["accuracy"]
     wrong = card_of(tiny_model().config, **{**known, "license": "CC BY 4.0", "language": ["English"], "name": " "})
     found = " ".join(metadata_errors(wrong))
     assert "'CC BY 4.0'" in found and "'English'" in found and '"model-index[].name" is required' in found

@@ -198,8 +198,7 @@ def test_legend_names_labels_that_begin_with_an_underscore() -> None:
         "points": [[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]],
         "tasks": {"a": {"labels": ["_x", "y"], "of_point": [0, 1, -1]}},
     }
-    legend = draw_map(plane, "a").axes[0].get_legend()
-    assert legend is not None
+    legend: Any = draw_map(plane, "a").axes[0].get_legend()
     assert [text.get_text() for text in legend.get_texts()] == ["_x", "y"]
     assert [handle.get_color() for handle in legend.legend_handles] == [look(label)[0] for label in (0, 1)]
 
