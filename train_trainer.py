@@ -217,12 +217,13 @@ def train(run: Run) -> dict[str, Any]:
         return {}
     if run.trainer.args.resume_from_checkpoint:
         logger.info("Resuming from %s.", run.checkpoint or "the start: there is no complete checkpoint yet")
+    begun = _steps_before(run.checkpoint)  # Of which `save_total_limit` may leave nothing.
     started = time.perf_counter()
     with checkpoint_when_interrupted(run.trainer):
         output = run.trainer.train(resume_from_checkpoint=run.checkpoint)
-    args, begun = run.trainer.args, _steps_before(run.checkpoint)
+    args = run.trainer.args
     return {
-        **_of_steps_since(output.metrics, begun, output.global_step),
+        **output.metrics,
         **({"resumed_at_step": begun} if begun else {}),
         "steps": output.global_step,
         "epochs": run.trainer.state.epoch,
@@ -236,13 +237,6 @@ def _steps_before(checkpoint: str | None) -> int:
     return (
         0 if checkpoint is None else TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
     )
-
-
-def _of_steps_since(metrics: dict[str, float], begun: int, steps: int) -> dict[str, float]:
-    """Corrects figures of a resumed run, where the Trainer sets the count of all steps against what the last took."""
-    share = (steps - begun) / steps if 0 < begun < steps else 1.0
-    factors = {"train_samples_per_second": share, "train_steps_per_second": share, "train_loss": 1 / share}
-    return {key: value * factors.get(key, 1.0) for key, value in metrics.items()}
 
 
 def search_settings(run: Run) -> dict[str, Any]:

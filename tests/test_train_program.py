@@ -224,7 +224,7 @@ def test_interrupted_run_goes_on(write_settings: WriteSettings, tmp_path: Path) 
     begun = training["resumed_at_step"]
     assert 0 < begun < training["steps"] == whole["steps"]
     assert "resumed_at_step" not in whole
-    # Speeds are those of the steps since, and so is the loss, which falls.
+    # Speed and loss are those of the steps since, as the time is.
     speed = (training["steps"] - begun) / training["train_runtime"]
     assert training["train_steps_per_second"] == pytest.approx(speed, rel=0.01)
     losses = [log["loss"] for log in resumed["history"] if "loss" in log and log["step"] > begun]
