@@ -7,6 +7,8 @@ Each command is a module with a function `cli`, which is imported when it is ask
 
 import argparse
 import importlib
+import os
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -31,7 +33,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parser().parse_args(argv[:1])
     module, _ = COMMANDS[args.command]
-    importlib.import_module(module).cli(argv[1:])
+    try:
+        importlib.import_module(module).cli(argv[1:])
+    except KeyboardInterrupt:
+        print(f"mtl {args.command}: interrupted.", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:  # Who reads the output, such as `head`, has had enough.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # What is left is written when Python ends.
+        sys.exit(1)
 
 
 def _parser() -> argparse.ArgumentParser:

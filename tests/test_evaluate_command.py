@@ -39,7 +39,7 @@ def folder(make_model: MakeModel, tmp_path: Path) -> Path:
 def evaluate(folder: Path, data: Path | str, *words: str) -> dict[str, Any]:
     """Runs the command in the precision of `predict`; returns what it wrote."""
     mtl.cli.main(["evaluate", str(folder), str(data), "--precision", "fp32", "--resamples", "20", *words])
-    return json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    return json.loads((folder / "_evaluation" / "evaluation.json").read_text(encoding="utf-8"))
 
 
 def test_measures_every_task_as_predict_answers(
@@ -63,6 +63,15 @@ def test_measures_every_task_as_predict_answers(
         if row["topic"] and row["topic"] != said["topic"]["label"]
     }
     assert all(rows[error["row"]]["text"] == error["text"] for error in found["tasks"]["topic"]["errors"])
+
+
+def test_folder_that_cannot_be_written_is_told_before_the_work(
+    folder: Path, toy_rows: ToyRows, write: WriteRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtl.commands.evaluate.predict", pytest.fail)
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(SystemExit, match="mtl evaluate: error: .*taken"):
+        evaluate(folder, write(toy_rows(4, 0)), "--output_dir", str(tmp_path / "taken"))
 
 
 def test_columns_by_other_names_and_tasks_without_one(

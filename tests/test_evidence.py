@@ -166,6 +166,14 @@ def test_coverage_by_hand() -> None:
     assert found["by_source"]["y"] == {"rows": 2, "labelled": {"topic": 0, "valence": 1}}
 
 
+def test_sets_of_many_tasks_are_bounded() -> None:
+    rows = np.arange(512)
+    labels = {f"t{bit}": np.where(rows >> bit & 1, 0, -100) for bit in range(9)}
+    found = coverage(labels, ["x"] * len(rows))
+    assert (len(found["patterns"]), found["num_patterns"]) == (100, 512)
+    assert found["labelled"] == dict.fromkeys(labels, 256)
+
+
 def test_slices_part_the_rows() -> None:
     rows = Dataset.from_dict(
         {
