@@ -269,7 +269,7 @@ class _OnnxRuntime:
 class _OpenVINO:
     """Runs a graph in OpenVINO, a batch on each thread at a time."""
 
-    batch_tokens = 256
+    batch_tokens = 512
 
     def __init__(self, file: Path, precision: str, threads: int | None) -> None:
         openvino = _import("openvino", "openvino")
