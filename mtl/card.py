@@ -13,7 +13,7 @@ from mtl.card_tasks import tasks_section
 from mtl.card_training import limits_section, training_section
 from mtl.conflicts import summarize_conflicts
 from mtl.evaluation import EvaluationResult
-from mtl.markdown import literal
+from mtl.markdown import code, literal
 from mtl.rejection import REJECTION_METRICS
 from mtl.sources import SourceConfig
 
@@ -116,7 +116,7 @@ def _licences_section(license: str | None, origin: Origin, sources: Sequence[Sou
     started = "the model it starts from" if origin.starts_from is not None else "the encoder"
     of_start = origin.license if origin.starts_from is not None else origin.encoder_license
     known = [("this model", license), (started, of_start)]
-    known += [(f"the data {literal(source.name)}", source.license) for source in sources]
+    known += [(f"the data {code(source.name)}", source.license) for source in sources]
     return "## Licences\n\n" + "".join(f"- {what}: {found or unknown}\n" for what, found in known)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection, Sequence
 
 from configuration_mtl import MTLConfig, TaskConfig
-from mtl.markdown import cell, literal
+from mtl.markdown import cell, code, literal
 
 _SETTINGS = (
     "hidden_size", "cosine_scale", "label_smoothing", "temperature", "margin", "symmetric", "out_of_scope_label"
@@ -67,7 +67,7 @@ def _decision(task: TaskConfig) -> list[str]:
         lowest, highest = min(task.label_thresholds), max(task.label_thresholds)
         said.append(f"thresholds of the labels from {lowest:.4f} to {highest:.4f}")
     if task.rejection_threshold is not None:
-        said.append(f"{literal(task.out_of_scope_label)} below {task.rejection_score} {task.rejection_threshold:.4f}")
+        said.append(f"{code(task.out_of_scope_label)} below {task.rejection_score} {task.rejection_threshold:.4f}")
     if task.abstention_threshold is not None:
         said.append(f"abstains below score {task.abstention_threshold:.4f}")
     return said

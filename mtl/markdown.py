@@ -8,9 +8,13 @@ _SPECIAL = re.compile(r"[\\`*<>~&$]|\]\(|(?<!\w)_|_(?!\w)")
 
 def literal(text: object) -> str:
     """Returns a text as one line, as code where Markdown would take it for something else."""
-    line = " ".join(str(text).split())
-    if not _SPECIAL.search(line):
-        return line
+    line = _one_line(text)
+    return code(line) if _SPECIAL.search(line) else line
+
+
+def code(text: object) -> str:
+    """Returns a text as one line of code."""
+    line = _one_line(text)
     ticks = "`" * (_longest_run(line) + 1)
     space = " " if line.startswith("`") or line.endswith("`") else ""  # One at each end is not part of the code.
     return f"{ticks}{space}{line}{space}{ticks}"
@@ -18,13 +22,17 @@ def literal(text: object) -> str:
 
 def cell(text: str) -> str:
     """Returns Markdown as the cell of a table, which is one line, and ends at a bar."""
-    return " ".join(text.split()).replace("|", "\\|")
+    return _one_line(text).replace("|", "\\|")
 
 
-def code_block(code: str, language: str = "") -> str:
+def code_block(lines: str, language: str = "") -> str:
     """Returns a block of code, between fences that the code does not have."""
-    fence = "`" * max(3, _longest_run(code) + 1)
-    return f"{fence}{language}\n{code}\n{fence}"
+    fence = "`" * max(3, _longest_run(lines) + 1)
+    return f"{fence}{language}\n{lines}\n{fence}"
+
+
+def _one_line(text: object) -> str:
+    return " ".join(str(text).split())
 
 
 def _longest_run(text: str) -> int:

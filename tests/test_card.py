@@ -192,7 +192,7 @@ def test_licences_of_model_encoder_and_data_are_told(tiny_model: MakeModel) -> N
     card = card_of(config, sources=sources, license="mit", origin=Origin(encoder_license="apache-2.0"))
     told = card[card.index("## Licences") :]
     assert told.split("\n\n")[1].strip().splitlines() == [
-        "- this model: mit", "- the encoder: apache-2.0", "- the data d: cc-by-4.0", "- the data e: not given"
+        "- this model: mit", "- the encoder: apache-2.0", "- the data `d`: cc-by-4.0", "- the data `e`: not given"
     ]  # fmt: skip
     card = card_of(config, origin=Origin("you/m", "you/m", license="gpl-3.0"))
     assert "- this model: gpl-3.0\n- the model it starts from: gpl-3.0\n" in card

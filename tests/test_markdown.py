@@ -2,7 +2,7 @@
 
 import pytest
 
-from mtl.markdown import cell, code_block, literal
+from mtl.markdown import cell, code, code_block, literal
 
 
 @pytest.mark.parametrize("text", ["news", "card_arrival", "yes/no (maybe)", "é 字 😀", "a|b", "a [b] c", "C++", ""])
@@ -36,6 +36,11 @@ def test_a_reader_of_markdown_finds_the_text(text: str) -> None:
     markdown_it = pytest.importorskip("markdown_it", reason="markdown-it-py is not installed")
     _, inline, _ = markdown_it.MarkdownIt("commonmark").parse(literal(text))
     assert [(token.type in ("text", "code_inline"), token.content) for token in inline.children] == [(True, text)]
+
+
+def test_names_are_code_whatever_they_hold() -> None:
+    assert code("toy") == "`toy`"
+    assert code("a`b\nc") == "``a`b c``"
 
 
 def test_cell_is_one_line_without_bars() -> None:
