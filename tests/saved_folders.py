@@ -12,6 +12,7 @@ HUB_FILES = (
     "configuration_mtl.py",
     "heads_mtl.py",
     "inference_mtl.py",
+    "interop_mtl.py",
     "modeling_mtl.py",
     "problem_types_mtl.py",
     "sharing_mtl.py",
