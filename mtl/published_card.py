@@ -1,6 +1,7 @@
 """The card of a published folder: that of the model, its metadata, and how each library loads the folder."""
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from huggingface_hub import ModelCard
@@ -41,10 +42,11 @@ def published_card(folder: Path, model: MTLModel, *, repo_id: str | None = None)
     """
     card = _own_card(folder / CARD, model)
     exports = [name for name in _EXPORTS if (folder / name).is_dir()]
-    card.data.library_name = "sentence-transformers"
-    card.data.pipeline_tag = "sentence-similarity"
-    own = [card.data.tags] if isinstance(card.data.tags, str) else card.data.tags or []
-    card.data.tags = list(dict.fromkeys([*own, *_TAGS, *exports]))
+    data: Any = card.data  # The fields of a card are not annotated.
+    data.library_name = "sentence-transformers"
+    data.pipeline_tag = "sentence-similarity"
+    own = [data.tags] if isinstance(data.tags, str) else data.tags or []
+    data.tags = list(dict.fromkeys([*own, *_TAGS, *exports]))
     text = _without_section(card.text)
     light = _light_code(exports[0], repo_id, model) if exports and (folder / _PREDICTOR).is_file() else None
     section = _section(model, light, tells_all=_AUTO_CODE in text)

@@ -121,7 +121,7 @@ def push(
     keeps_card = not replace_card and api.file_exists(repo_id, CARD, revision=revision)
     commit = api.upload_folder(
         repo_id=repo_id,
-        folder_path=folder,
+        folder_path=Path(folder),
         commit_message="Upload the model in the layout of several libraries",
         revision=revision,
         ignore_patterns=[CARD] if keeps_card else None,
@@ -149,7 +149,7 @@ def _write_model(model: MTLModel, folder: Path) -> None:
 
 def _index(model: MTLModel, folder: Path) -> dict[str, Any]:
     """Returns which file holds which tensor, under the names that the files have."""
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for name, path in tree_files(folder):
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as file:

@@ -1,6 +1,7 @@
 """Starting from a sentence-transformers model: embeddings as it gives them, and a refusal of what cannot be kept."""
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import MakeModel, SaveBackbone
-from saved_folders import SENTENCES
+from saved_folders import ROOT, SENTENCES
 from sentence_transformers import SentenceTransformer
 from sentence_transformers.sentence_transformer.modules import Dense, Normalize, Pooling, Transformer
 
@@ -80,6 +81,14 @@ def test_real_model_starts_as_it_is(tmp_path: Path) -> None:
     assert (model.config.pooling, model.config.normalize, model.max_tokens()) == ("mean", True, 256)
     expected = SentenceTransformer(folder, device="cpu").encode(TEXTS)
     np.testing.assert_allclose(model.encode(TEXTS), expected, rtol=0, atol=EQUAL)
+
+
+def test_block_of_the_docs_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(
+        r"```python\n(.*?)```", (ROOT / "docs" / "publishing.md").read_text("utf-8"), flags=re.DOTALL
+    )
+    exec(compile(block, "publishing.md", "exec"), {})
+    assert capsys.readouterr().out == "mean True 256\n"
 
 
 def test_there_and_back(make_model: MakeModel, tmp_path: Path) -> None:

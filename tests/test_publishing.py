@@ -90,7 +90,7 @@ def test_model_without_heads_is_published_too(make_model: MakeModel, tmp_path: P
 
 
 def test_model_of_half_precision_keeps_it(model: MTLModel, tmp_path: Path) -> None:
-    folder = publish(model.to(torch.bfloat16), tmp_path / "published")
+    folder = publish(model.bfloat16(), tmp_path / "published")
     loaded = MTLModel.from_pretrained(folder)
     assert loaded.dtype == torch.bfloat16
     assert all(torch.equal(tensor, loaded.state_dict()[name]) for name, tensor in model.state_dict().items())
