@@ -23,15 +23,17 @@ from safetensors import safe_open
 from configuration_mtl import MTLConfig
 from interop_mtl import POOLING_KEYS
 from modeling_mtl import MTLModel
+from mtl.content_keys import key_of, key_of_config, key_of_tokenizer, key_of_weights
 from mtl.published_card import published_card
 from mtl.published_files import CARD, MANIFEST, read_manifest, sha256, tree_files, write_manifest
 
 BACKBONE, HEADS, INDEX = "backbone", "heads.safetensors", "model.safetensors.index.json"
-CARRIED = ("figures", "onnx", "openvino", "mtl_inference.json", "predictor_mtl.py", "LICENSE")
+EXPORT = "mtl_inference.json"
+CARRIED = ("figures", "onnx", "openvino", EXPORT, "predictor_mtl.py", "LICENSE")
 """What is copied from beside the model, where it is there: pictures of the card, exported graphs, the licence."""
 _MODULE = "sentence_transformers.models."  # Understood by every release from 2 on.
 # Of an earlier push in another layout. A loader would prefer weights in one file to those of the index.
-_SUPERSEDED = ["*.safetensors", "*.index.json", "*_mtl.py", "onnx/*", "openvino/*", "mtl_inference.json", MANIFEST]
+_SUPERSEDED = ["*.safetensors", "*.index.json", "*_mtl.py", "onnx/*", "openvino/*", EXPORT, MANIFEST]
 
 
 def publish(
@@ -55,7 +57,7 @@ def publish(
     Raises:
         FileExistsError: If the target holds files that this function did not write.
         ValueError: If the encoder is code in a repository, the model has no tokenizer, there is an adapter in it, or
-            the card of the source cannot be read.
+            the card of the source cannot be read, or graphs were exported from another model.
     """
     target = Path(target).resolve()
     check_publishable(model.config)
@@ -68,6 +70,7 @@ def publish(
         _write_model(model, folder)
         _write_modules(model, folder)
         if source is not None:
+            _check_export(Path(source), model)
             _carry(Path(source), folder)
         published_card(folder, model, repo_id=repo_id).save(folder / CARD)
         write_manifest(folder)
@@ -192,6 +195,19 @@ def _hide_origin(config_file: Path) -> None:
     fields = json.loads(config_file.read_text(encoding="utf-8"))
     if fields.pop("_name_or_path", None) is not None:
         _write_json(config_file, fields)
+
+
+def _check_export(source: Path, model: MTLModel) -> None:
+    path = source / EXPORT
+    if not path.is_file():
+        return
+    exported = json.loads(path.read_text(encoding="utf-8")).get("weights")
+    present = key_of(key_of_config(model.config), key_of_weights(model), key_of_tokenizer(model.tokenizer))
+    if exported != present:
+        raise ValueError(
+            f"The exported graphs in {source} are of other weights or settings than the model. Export it again "
+            f"(`mtl export`), or remove {EXPORT} and its graphs."
+        )
 
 
 def _carry(source: Path, folder: Path) -> None:

@@ -63,7 +63,8 @@ def compare(
     if "predictions" in answer:
         parts["predictions"] = _deepest(answer["predictions"], expected["predictions"], "predictions")
     if "scores" in answer:
-        parts[f"scores of {task}"] = _deepest(answer["scores"], _scores(expected["predictions"], task), "scores")
+        wanted = _scores(answer["scores"], expected["predictions"], task)
+        parts[f"scores of {task}"] = _deepest(answer["scores"], wanted, "scores")
     worst = max(parts, key=lambda name: parts[name])
     is_within = parts[worst] <= tolerance.bound
     told = "" if is_within else f"Its {worst} differ by {parts[worst]:.1e}; {tolerance.bound:.0e} is allowed."
@@ -113,11 +114,16 @@ def _inf_if_nan(value: float) -> float:
     return float("inf") if np.isnan(value) else value
 
 
-def _scores(predictions: Sequence[Mapping[str, Any]], task: str | None) -> list[dict[str, float]]:
+def _scores(
+    answers: Sequence[Mapping[str, float]], predictions: Sequence[Mapping[str, Any]], task: str | None
+) -> list[Any]:
+    """Returns the scores of a task by label; a single number has the label that the answer gives it."""
     if task is None or not predictions or task not in predictions[0]:
         raise ValueError(f"It is in a folder {task!r}, but the model has no such task with a head.")
     found = [row[task] for row in predictions]
-    return [row["probabilities"] if isinstance(row, Mapping) and "probabilities" in row else row for row in found]
+    if found and isinstance(found[0], float):
+        return [dict.fromkeys(answer, value) for answer, value in zip(answers, found, strict=True)]
+    return [row.get("probabilities", row) for row in found]
 
 
 def _short(value: Any) -> str:

@@ -42,7 +42,11 @@ def main() -> None:
     except Exception as error:  # Whatever a folder or its code does wrong is the finding, not a fault of this program.
         traceback.print_exc()
         answer = {"error": f"{type(error).__name__}: {error}"}
-    Path(request["output"]).write_text(json.dumps(answer), encoding="utf-8")
+    Path(request["output"]).write_text(json.dumps(answer, default=_as_list), encoding="utf-8")
+
+
+def _as_list(value: Any) -> Any:
+    return value.tolist()  # Of an array or a number of numpy; anything else is the fault of what gave it.
 
 
 def _stay_offline(event: str, args: tuple[Any, ...]) -> None:
@@ -123,8 +127,7 @@ def _predictor(request: dict[str, Any]) -> dict[str, Any]:
     settings = {key: request[key] for key in ("backend", "precision")}
     predictor = module.MTLPredictor(request["folder"], **settings)
     texts = request["sentences"]
-    embeddings = [[float(value) for value in row] for row in predictor.encode(texts)]
-    return {"embeddings": embeddings, "predictions": predictor.predict(texts)}
+    return {"embeddings": predictor.encode(texts), "predictions": predictor.predict(texts)}
 
 
 def _pipeline(request: dict[str, Any]) -> dict[str, Any]:
@@ -144,9 +147,9 @@ def _classifier(request: dict[str, Any]) -> dict[str, Any]:
     model = AutoModelForSequenceClassification.from_pretrained(request["folder"], dtype=torch.float32, **place)
     tokenizer = AutoTokenizer.from_pretrained(request["folder"], **place)
     pipe: Any = pipeline("text-classification", model=model, tokenizer=tokenizer, device="cpu")
-    answers = pipe(request["sentences"], top_k=None, truncation=True)
-    if model.config.problem_type == "regression":
-        answers = pipe(request["sentences"], top_k=None, truncation=True, function_to_apply="none")
+    # Left to itself, the pipeline makes a probability of a single output, whatever it is.
+    applied = {"function_to_apply": "none"} if model.config.problem_type == "regression" else {}
+    answers = pipe(request["sentences"], top_k=None, truncation=True, **applied)
     return {"scores": [{entry["label"]: entry["score"] for entry in answer} for answer in answers]}
 
 

@@ -1,5 +1,6 @@
 """`mtl publish`: what the folder holds, that every library gives the model's embeddings, and what is left alone."""
 
+import dataclasses
 import json
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ import mtl.cli
 import mtl.publishing
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
+from mtl.content_keys import key_of, key_of_config, key_of_tokenizer, key_of_weights
 from mtl.published_files import MANIFEST, changed_files, read_manifest
 from mtl.publishing import publish
 
@@ -41,6 +43,11 @@ def stored(folder: Path) -> list[tuple[str, str]]:
         with safe_open(path, framework="pt") as file:
             found += [(str(path.relative_to(folder)), name) for name in file.keys()]  # noqa: SIM118  # no iterator
     return found
+
+
+def export_key(model: MTLModel) -> str:
+    """Returns what an export says of the model that it is of."""
+    return key_of(key_of_config(model.config), key_of_weights(model), key_of_tokenizer(model.tokenizer))
 
 
 @pytest.mark.parametrize(
@@ -112,18 +119,27 @@ def test_published_model_is_published_again_and_saved_as_others(model: MTLModel,
 def test_what_belongs_to_the_model_comes_along(model: MTLModel, tmp_path: Path) -> None:
     source = tmp_path / "source"
     model.save_pretrained(source)
-    carried = ("figures/score.png", "onnx/model.onnx", "predictor_mtl.py", "mtl_inference.json", "LICENSE")
+    carried = ("figures/score.png", "onnx/model.onnx", "predictor_mtl.py", "LICENSE")
     left = ("checkpoint-5/model.safetensors", "_report/report.html", "training_args.bin", "report.json")
     for name in (*carried, *left):
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(name)
-    folder = publish(MTLModel.from_pretrained(source), tmp_path / "published", source=source)
+    loaded = MTLModel.from_pretrained(source)
+    (source / "mtl_inference.json").write_text(json.dumps({"weights": export_key(loaded)}))
+    folder = publish(loaded, tmp_path / "published", source=source)
+    assert (folder / "mtl_inference.json").read_bytes() == (source / "mtl_inference.json").read_bytes()
     assert all((folder / name).read_text() == name for name in carried)
     assert not any((folder / name).exists() for name in left)
     card = ModelCard.load(folder / "README.md")
     assert "onnx" in card.data.tags
     assert "openvino" not in card.data.tags
     assert 'MTLPredictor(folder, backend="onnx")' in card.text
+    again = publish(MTLModel.from_pretrained(folder), tmp_path / "again", source=folder)
+    assert read_manifest(again) == read_manifest(folder)
+    loaded.config.tasks[0] = dataclasses.replace(loaded.config.tasks[0], calibration_temperature=2.0)
+    with pytest.raises(ValueError, match="are of other weights or settings than the model. Export it again"):
+        publish(loaded, tmp_path / "stale", source=source)
+    assert "stale" not in names(tmp_path)
 
 
 CARD = """---
