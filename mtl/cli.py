@@ -20,6 +20,8 @@ COMMANDS = {
     "report": ("mtl.commands.report", "make one page of the figures of a run"),
     "merge": ("merge_models", "distil several classifiers into one model; the same as merge_models.py"),
     "compare": ("mtl.commands.compare", "train the tasks in one model and each alone, and say whether sharing helps"),
+    "publish": ("mtl.commands.publish", "write a model as one folder that several libraries load, and push it"),
+    "verify": ("mtl.commands.verify", "prove that every library loads a folder or repository, to equal answers"),
 }
 """Name of each command -> its module, and what it does."""
 

@@ -13,6 +13,7 @@ HUB_FILES = (
     "configuration_mtl.py",
     "heads_mtl.py",
     "inference_mtl.py",
+    "interop_mtl.py",
     "modeling_mtl.py",
     "passes_mtl.py",
     "problem_types_mtl.py",

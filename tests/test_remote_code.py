@@ -17,6 +17,7 @@ from transformers.dynamic_module_utils import get_imports
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
+from mtl.publishing import publish
 
 # transformers itself requires numpy; the files name it in annotations only.
 LIBRARIES = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy"}
@@ -214,6 +215,8 @@ def test_backbone_that_is_code_travels_with_the_model(
     model.save_pretrained(saved)
     shutil.rmtree(custom_backbone)
     assert names(saved) == SAVED_FILES | CUSTOM_FILES
+    with pytest.raises(ValueError, match=r"The encoder is code in its repository .*TinyModel.*model.push_to_hub"):
+        publish(model, tmp_path / "published")
     with pytest.raises(
         ValueError, match=r"The backbone of .*saved' is code in that repository .*TinyModel.*trust_rem"
     ):
