@@ -25,15 +25,15 @@ Answer = tuple[npt.NDArray[np.float32] | None, list[dict[str, Any]] | None]
 
 
 class BulkModel(Protocol):
-    """What answers texts.
+    """What answers texts."""
 
-    Args:
-        tasks: The tasks that it predicts.
-        fingerprint: Key of all that its answers depend on.
-    """
+    @property
+    def tasks(self) -> Sequence[TaskConfig]:
+        """The tasks that it predicts."""
 
-    tasks: Sequence[TaskConfig]
-    fingerprint: str
+    @property
+    def fingerprint(self) -> str:
+        """Key of all that its answers depend on."""
 
     def answer(self, texts: Sequence[Text], *, embeddings: bool, predictions: bool) -> Answer:
         """Returns what is wanted of texts, from one pass."""

@@ -126,13 +126,14 @@ class _Worker:
 def _block_source(ray: Any, job: BulkJob, store: PartStore) -> Any:
     """Returns a source for Ray Data of the blocks that are not answered yet."""
     datasource = require("ray.data.datasource", extra="ray", what="--engine ray")
+    base: Any = datasource.Datasource  # Ray is optional, and known only now.
     block_module = require("ray.data.block", extra="ray", what="--engine ray")
 
     def read() -> Iterator[pa.Table]:
         for number, block in pending_blocks(job, store):
             yield pa.table({"number": [number], "table": [_bytes(block)]})
 
-    class BlockSource(datasource.Datasource):  # type: ignore[misc]  # Ray is optional, and known only now.
+    class BlockSource(base):
         """The blocks of a job."""
 
         def estimate_inmemory_data_size(self) -> int | None:

@@ -248,7 +248,10 @@ def write_onnx(model: MTLModel, names: GraphNames, file: Path) -> None:
             f"torch cannot export an encoder of type {model.config.text_config.model_type!r}: {error}"
         ) from error
     finally:
-        model.to(device).train(was_training)
+        torch.nn.Module.to(model, device)
+        model.train(was_training)
+    if program is None:
+        raise ValueError("torch gave no graph of the model.")
     program.save(str(file))
 
 

@@ -85,7 +85,7 @@ def job(tmp_path: Path, *inputs: Path, **settings: Any) -> BulkJob:
 
 def test_rows_have_what_the_model_says_of_them(model: TorchBulkModel, tmp_path: Path, rows: Rows) -> None:
     file = write_rows(tmp_path / "in.parquet", rows)
-    done = []
+    done: list[int] = []
     settings: dict[str, Any] = {"embeddings": True, "probabilities": True, "kept": ("id",)}
     result = run_bulk(model, job(tmp_path, file, **settings), progress=done.append)
     assert (result.rows, result.without_text, sum(done)) == (25, 0, 25)
@@ -157,7 +157,7 @@ def test_a_row_without_text_has_nulls(model: TorchBulkModel, tmp_path: Path) -> 
 
 
 def test_pairs_are_read_together(model: TorchBulkModel, tmp_path: Path) -> None:
-    rows = [{"a": "match", "b": "price why"}, {"a": "goal", "b": None}]
+    rows: Rows = [{"a": "match", "b": "price why"}, {"a": "goal", "b": None}]
     file = write_rows(tmp_path / "in.jsonl", rows)
     result = run_bulk(model, BulkJob((file,), tmp_path / "out.parquet", InputColumns("a", "b"), embeddings=True))
     assert result.without_text == 1

@@ -26,6 +26,7 @@ ALLOWED = {
     "passes_mtl": ("batching_mtl", "classification_mtl", "configuration_mtl"),
     "inference_mtl": ("batching_mtl", "passes_mtl"),
     "interop_mtl": (),
+    "predictor_mtl": (),
     "sharing_mtl": ("configuration_mtl",),
     "modeling_mtl": (
         "configuration_mtl",
@@ -39,7 +40,7 @@ ALLOWED = {
     "mtl.trainer": (*HUB_FILES, "mtl", "mtl.*"),
     "mtl.commands.*": (*HUB_FILES, "mtl", "mtl.*", "train_*"),
     "mtl": (*HUB_FILES, "mtl.*"),
-    "mtl.*": (*HUB_FILES, "mtl", "mtl.*"),
+    "mtl.*": (*HUB_FILES, "predictor_mtl", "mtl", "mtl.*"),
     "train_setup": (*HUB_FILES, "mtl", "mtl.*"),
     "train_report": (*HUB_FILES, "mtl", "mtl.*", "train_setup"),
     "train_*": (*HUB_FILES, "mtl", "mtl.*", "train_setup", "train_report"),

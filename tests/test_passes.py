@@ -99,7 +99,8 @@ def test_what_is_no_number_is_said_as_such() -> None:
 def test_neighbours_in_a_batch_change_no_answer(model: MTLModel) -> None:
     alone = [model.encode_and_predict([sentence]) for sentence in SENTENCES]
     rng = np.random.default_rng(0)
-    for settings in ({"max_batch_tokens": 20}, {"batch_size": 3}, {"max_batch_tokens": 10**6}):
+    cuts: tuple[dict[str, Any], ...] = ({"max_batch_tokens": 20}, {"batch_size": 3}, {"max_batch_tokens": 10**6})
+    for settings in cuts:
         order = rng.permutation(len(SENTENCES))
         embeddings, predictions = model.encode_and_predict([SENTENCES[place] for place in order], **settings)
         for place, embedding, said in zip(order, embeddings, predictions, strict=True):
@@ -113,7 +114,12 @@ def test_neighbours_in_a_batch_change_no_answer(model: MTLModel) -> None:
 def test_a_fault_in_a_list_is_told_before_any_work(model: MTLModel, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     forward = model.backbone.forward
-    monkeypatch.setattr(model.backbone, "forward", lambda **batch: calls.append(1) or forward(**batch))
+
+    def watch(**batch: Tensor) -> Any:
+        calls.append(1)
+        return forward(**batch)
+
+    monkeypatch.setattr(model.backbone, "forward", watch)
     monkeypatch.setattr(passes_mtl, "_WINDOW_SIZE", 2)
     faulty: list[Any] = [*["price"] * 5, None]
     for sentences in (faulty, tuple(faulty), np.array(faulty, dtype=object)):

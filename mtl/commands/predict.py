@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from transformers.utils import logging as transformers_logging
 
@@ -114,7 +115,7 @@ def bulk_parser(program: str, description: str) -> argparse.ArgumentParser:
 
 def _job(options: argparse.Namespace, predictions: bool) -> BulkJob:
     columns = InputColumns(options.text, options.text_pair, tuple(options.keep))
-    wanted = {"embeddings": not predictions or options.embeddings, "predictions": predictions}
+    wanted: dict[str, Any] = {"embeddings": not predictions or options.embeddings, "predictions": predictions}
     if predictions:
         wanted |= {"probabilities": options.probabilities, "prefix": options.prefix}
     tasks = tuple(options.tasks) if predictions and options.tasks else None
