@@ -73,7 +73,8 @@ def _without_section(text: str) -> str:
 
 
 def _section(model: MTLModel, light: str | None, *, tells_all: bool) -> str:
-    parts = [f"{BEGIN}\n## Load it\n\nSeveral libraries read this repository; no weight is in it twice."]
+    but_graphs = "" if light is None else ", but for the exported graphs, which hold their own"
+    parts = [f"{BEGIN}\n## Load it\n\nSeveral libraries read this repository; no weight is in it twice{but_graphs}."]
     parts.append(_block("Embeddings, with sentence-transformers. No code of the repository runs.", _WITH_ST))
     if not tells_all:
         parts.append(_block(_READ_FIRST, _WITH_CODE + (_PREDICT if len(model.heads) else "")))
