@@ -75,14 +75,21 @@ def windows(sentences: str | Iterable[Text], size: int) -> Iterator[list[Text]]:
             f"column of the texts. Found {str(sentences)[:100]!r}."
         )
     texts = [sentences] if isinstance(sentences, str) else sentences
+    cut = _windows(iter(texts), size)
     if isinstance(texts, Sized):
         _check(texts, 0)  # Else a fault at the end would come after hours of work.
-    return _windows(iter(texts), size)
+        return cut
+    return _checked(cut)
 
 
 def _windows(texts: Iterator[Text], size: int) -> Iterator[list[Text]]:
-    begin = 0
     while window := list(itertools.islice(texts, size)):
+        yield window
+
+
+def _checked(cut: Iterator[list[Text]]) -> Iterator[list[Text]]:
+    begin = 0
+    for window in cut:
         _check(window, begin)
         yield window
         begin += len(window)

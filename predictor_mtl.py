@@ -23,6 +23,7 @@ MANIFEST = "mtl_inference.json"
 """File of a folder that says what its graphs take and give."""
 FORMAT_VERSION = 1
 EMBEDDING, LOGITS = "sentence_embedding", "logits_"
+"""Name of the output with the embeddings, and what stands before a task's name in that of its logits."""
 BACKENDS = ("openvino", "onnx")
 """In the order in which they are preferred."""
 PRECISIONS = ("fp32", "bf16", "int8")

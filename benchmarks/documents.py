@@ -1,7 +1,10 @@
 """How a benchmark keeps its figures, and puts a table of them into a document."""
 
+import argparse
 import json
 import os
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +34,25 @@ def write_json(value: Any, path: Path) -> None:
     draft = path.with_suffix(".tmp")
     draft.write_text(json.dumps(value, indent=2, allow_nan=False) + "\n", encoding="utf-8")
     os.replace(draft, path)
+
+
+def add_report_options(parser: argparse.ArgumentParser, name: str) -> None:
+    """Adds the options of a benchmark that measures everything at once; `name` is that of its report."""
+    add = parser.add_argument
+    report = Path(__file__).resolve().with_name("results") / f"{name}.json"
+    add("--output", type=Path, default=report, help="The report.")
+    add("--table", action="store_true", help="Measure nothing, only show and write the report.")
+    add("--write", type=Path, metavar="FILE", help="Put the table between the markers of this file.")
+
+
+def show_report(options: argparse.Namespace, name: str, table: Callable[[Mapping[str, Any]], str]) -> dict[str, Any]:
+    """Prints the table of a report, and puts it between the markers of that name; returns the report."""
+    report: dict[str, Any] = json.loads(options.output.read_text(encoding="utf-8"))
+    text = table(report)
+    sys.stdout.write(text + "\n")
+    if options.write is not None:
+        write_between(options.write, f"<!-- {name}:begin -->", f"<!-- {name}:end -->", text)
+    return report
 
 
 def write_between(path: Path, begin: str, end: str, text: str) -> None:

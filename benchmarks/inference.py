@@ -12,7 +12,6 @@ against the fastest product of matrices of such sizes that was measured in betwe
 """
 
 import argparse
-import json
 import platform
 import statistics
 import sys
@@ -21,13 +20,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import torch
-from documents import write_between, write_json
+from documents import add_report_options, show_report, write_json
 from freezing_run import machine
 from records import ROOT, markdown_table
 from sentence_transformers import SentenceTransformer
@@ -79,18 +77,12 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     add("--backbone", default="embedded", help="Encoder of all contenders.")
     add("--sentences", type=int, default=2000, help="Sentences, drawn at random.")
     add("--repeats", type=int, default=5, help="Runs of each contender.")
-    add("--output", type=Path, default=ROOT / "benchmarks" / "results" / f"{NAME}.json", help="The report.")
-    add("--table", action="store_true", help="Measure nothing, only show and write the report.")
-    add("--write", type=Path, metavar="FILE", help="Put the table between the markers of this file.")
+    add_report_options(parser, NAME)
     options = parser.parse_args(argv)
     if not options.table:
         transformers_logging.set_verbosity_error()
         write_json(measure(resolve_backbone(options.backbone), options.sentences, options.repeats), options.output)
-    report: dict[str, Any] = json.loads(options.output.read_text(encoding="utf-8"))
-    sys.stdout.write(table(report) + "\n")
-    if options.write is not None:
-        write_between(options.write, f"<!-- {NAME}:begin -->", f"<!-- {NAME}:end -->", table(report))
-    return report
+    return show_report(options, NAME, table)
 
 
 def measure(backbone: str, count: int, repeats: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 # Nothing heavier: on Linux the peak of a process begins at what the one that starts it has held.
-from documents import environment, settings_that_count, write_between, write_json
+from documents import add_report_options, environment, settings_that_count, show_report, write_json
 from records import ROOT, markdown_table
 
 NAME = "training"
@@ -42,17 +42,11 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     add = parser.add_argument
     add("--steps", type=int, default=100, help="Optimizer steps of each training.")
     add("--repeats", type=int, default=3, help="Trainings of each way.")
-    add("--output", type=Path, default=ROOT / "benchmarks" / "results" / f"{NAME}.json", help="The report.")
-    add("--table", action="store_true", help="Measure nothing, only show and write the report.")
-    add("--write", type=Path, metavar="FILE", help="Put the table between the markers of this file.")
+    add_report_options(parser, NAME)
     options = parser.parse_args(argv)
     if not options.table:
         write_json(measure(options.steps, options.repeats), options.output)
-    report: dict[str, Any] = json.loads(options.output.read_text(encoding="utf-8"))
-    sys.stdout.write(table(report) + "\n")
-    if options.write is not None:
-        write_between(options.write, f"<!-- {NAME}:begin -->", f"<!-- {NAME}:end -->", table(report))
-    return report
+    return show_report(options, NAME, table)
 
 
 def measure(steps: int, repeats: int) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
+from batching_mtl import Text
 from configuration_mtl import TaskConfig
 from mtl.bulk_columns import OutputColumn, check_names, output_table, prediction_columns
 from mtl.bulk_inputs import InputColumns, check_inputs, read_blocks
@@ -19,7 +20,6 @@ PART_ROWS = 16_384
 """Rows of a part: what a kill loses at most, and what is held at once."""
 _ENDS_BYTES = 1 << 16
 
-Text = str | tuple[str, str]
 Answer = tuple[npt.NDArray[np.float32] | None, list[dict[str, Any]] | None]
 """Embeddings, (M, H), and predictions of M texts; None for what is not wanted."""
 
@@ -108,7 +108,7 @@ class Answerer:
 
     model: BulkModel
     job: BulkJob
-    outputs: list[OutputColumn] = field(default_factory=list)
+    outputs: list[OutputColumn]
 
     @classmethod
     def of(cls, model: BulkModel, job: BulkJob) -> "Answerer":

@@ -103,7 +103,7 @@ def check_names(kept: Sequence[str], columns: Sequence[OutputColumn], embeddings
         if names.count(name) > 1:
             raise ValueError(
                 f"Two columns of the output would be called {name!r}. Give the predictions another name "
-                "(`--prefix predicted_`), or leave the column out of --keep-columns."
+                "(`--prefix predicted_`), or leave the column out of --keep."
             )
 
 

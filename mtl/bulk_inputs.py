@@ -134,7 +134,7 @@ def _joined(tables: Sequence[pa.Table]) -> pa.Table:
     except pa.ArrowException as error:
         raise ValueError(
             f"A column that is kept has another type in one file than in another: {error}. Give it one type, or leave "
-            "it out of --keep-columns."
+            "it out of --keep."
         ) from error
 
 

@@ -6,10 +6,11 @@ from typing import Any
 
 import torch
 
-from modeling_mtl import MTLModel
-from mtl.bulk import Answer, Text
-from mtl.content_keys import key_of, key_of_config, key_of_tokenizer, key_of_weights
+from batching_mtl import Text
+from mtl.bulk import Answer
+from mtl.content_keys import key_of, key_of_model
 from mtl.precision import has_fast_bf16
+from mtl.saved_models import load_model
 
 
 @dataclass(frozen=True)
@@ -46,16 +47,16 @@ class TorchBulkModel:
 
     Raises:
         OSError: If there is no such model.
+        ValueError: If it is another kind of model.
     """
 
     def __init__(self, options: BulkOptions) -> None:
-        hub = {"revision": options.revision, "trust_remote_code": options.trust_remote_code}
-        self.model: MTLModel = MTLModel.from_pretrained(options.name, **hub).eval()
+        self.model = load_model(options.name, revision=options.revision, trust_remote_code=options.trust_remote_code)
         self.tasks = tuple(self.model.config.tasks)
-        keys = [key_of_config(self.model.config), key_of_weights(self.model), key_of_tokenizer(self.model.tokenizer)]
-        self.fingerprint = key_of(*keys, options.precision_in_use)
+        self.fingerprint = key_of(key_of_model(self.model), options.precision_in_use)
         if torch.accelerator.is_available():
-            self.model.to(torch.accelerator.current_accelerator())
+            device: Any = torch.accelerator.current_accelerator()  # The annotation of `PreTrainedModel.to` takes none.
+            self.model.to(device)
         self._options: dict[str, Any] = {"precision": options.precision_in_use, "show_progress_bar": False}
         if options.batch_size is not None:
             self._options["batch_size"] = options.batch_size

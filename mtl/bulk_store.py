@@ -44,14 +44,16 @@ class PartStore:
             FileExistsError: If there are such, and they are not to be overwritten; the message says what differs.
         """
         if not self._is_folder and self.target.exists():
-            if self._run_of_target() == self._run:
+            written = self._run_of_target()
+            if written == self._run:
                 shutil.rmtree(self.folder, ignore_errors=True)  # Of a process that was killed at the very end.
                 return True
-            self._check_may_go(self._run_of_target(), overwrite)  # It goes when the new one is whole.
-        if self._run_of_folder() is not None and self._run_of_folder() != self._run:
-            self._check_may_go(self._run_of_folder(), overwrite)
+            self._check_may_go(written, overwrite)  # It goes when the new one is whole.
+        manifest = self._read_manifest()
+        if manifest is not None and manifest["run"] != self._run:
+            self._check_may_go(manifest["run"], overwrite)
             shutil.rmtree(self.folder)
-        if self._is_folder and self._is_complete():
+        elif self._is_folder and manifest is not None and manifest["is_complete"]:
             return True
         self.folder.mkdir(parents=True, exist_ok=True)
         for leftover in self.folder.glob("*.tmp"):
@@ -109,7 +111,8 @@ class PartStore:
             return None
         return json.loads(metadata[_METADATA]) if _METADATA in metadata else None
 
-    def _run_of_folder(self) -> Any:
+    def _read_manifest(self) -> dict[str, Any] | None:
+        """Returns what the folder of the parts is of, and whether it is complete; None if there is nothing in it."""
         if not self.folder.is_dir() or not any(self.folder.iterdir()):
             return None
         manifest = self.folder / MANIFEST
@@ -117,11 +120,8 @@ class PartStore:
             raise FileExistsError(
                 f"The folder {self.folder} has files that this command did not write. Give another --output."
             )
-        return json.loads(manifest.read_text(encoding="utf-8"))["run"]
-
-    def _is_complete(self) -> bool:
-        manifest = self.folder / MANIFEST
-        return manifest.is_file() and json.loads(manifest.read_text(encoding="utf-8"))["is_complete"]
+        found: dict[str, Any] = json.loads(manifest.read_text(encoding="utf-8"))
+        return found
 
     def _write_manifest(self, *, is_complete: bool) -> None:
         draft = self.folder / f"{MANIFEST}.tmp"

@@ -81,6 +81,11 @@ def key_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return digest.hexdigest()
 
 
+def key_of_model(model: Any) -> str:
+    """Returns the key of all that the answers of a model in evaluation depend on; it has a tokenizer."""
+    return key_of(key_of_config(model.config), key_of_weights(model), key_of_tokenizer(model.tokenizer))
+
+
 def cache_file(kind: str, key: str) -> str | None:
     """Returns the path of a file of the cache of `datasets`, or None if caching is disabled.
 

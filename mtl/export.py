@@ -21,7 +21,7 @@ import torch
 
 import predictor_mtl
 from modeling_mtl import MTLModel
-from mtl.content_keys import key_of, key_of_config, key_of_tokenizer, key_of_weights
+from mtl.content_keys import key_of_model
 from mtl.export_graph import ExportGraph, GraphNames, example_tokens
 from mtl.extras import require
 from predictor_mtl import FORMAT_VERSION, MANIFEST, MTLPredictor
@@ -121,7 +121,7 @@ def describe(model: MTLModel) -> dict[str, Any]:
     return {
         "format_version": FORMAT_VERSION,
         "model_type": config.text_config.model_type,
-        "weights": key_of(key_of_config(config), key_of_weights(model), key_of_tokenizer(tokenizer)),
+        "weights": key_of_model(model),
         "inputs": list(GraphNames.of(model).inputs),
         "hidden_size": config.hidden_size,
         "is_normalized": config.normalize,
@@ -162,21 +162,26 @@ def add_graph(
     Raises:
         ValueError: If a graph in fp32 does not agree.
     """
-    file = FILES[backend, precision]
-    manifest = json.loads((staging / MANIFEST).read_text(encoding="utf-8"))
-    others = [graph for graph in manifest["graphs"] if graph["file"] != file]
-    entry = {"backend": backend, "precision": precision, "file": file, **facts}
-    write_manifest(staging, {**manifest, "graphs": [*others, entry]})
+    enter_graph(staging, backend, precision)
     difference = largest_difference(model, MTLPredictor(staging, backend=backend, precision=precision), texts)
     if precision == "fp32" and not difference <= TOLERANCE:
         raise ValueError(
             f"The graph for {backend} differs from the model by {difference:.1e}, more than {TOLERANCE:.0e}, and is "
             "not kept. These releases do not export that encoder rightly."
         )
-    entry["difference"] = difference
-    write_manifest(staging, {**manifest, "graphs": [*others, entry]})
+    enter_graph(staging, backend, precision, **facts, difference=difference)
+    file = FILES[backend, precision]
     size = sum(part.stat().st_size for part in _files_of_graph(staging / file)) / 2**20
     return Exported(Path(file), backend, precision, difference, size)
+
+
+def enter_graph(staging: Path, backend: str, precision: str, **facts: Any) -> None:
+    """Enters a graph into the manifest, from which on a predictor finds it; what was said of it before goes."""
+    file = FILES[backend, precision]
+    manifest = json.loads((staging / MANIFEST).read_text(encoding="utf-8"))
+    others = [graph for graph in manifest["graphs"] if graph["file"] != file]
+    entry = {"backend": backend, "precision": precision, "file": file, **facts}
+    write_manifest(staging, {**manifest, "graphs": [*others, entry]})
 
 
 def largest_difference(model: MTLModel, predictor: MTLPredictor, texts: Sequence[str] = ()) -> float:

@@ -8,11 +8,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from modeling_mtl import MTLModel
+from predictor_mtl import EMBEDDING, LOGITS
 
-EMBEDDING = "sentence_embedding"
-"""Name of the output with the embeddings."""
-LOGITS = "logits_"
-"""What stands before a task's name in the name of its output."""
 TOKEN_INPUTS = ("input_ids", "attention_mask", "token_type_ids")
 
 

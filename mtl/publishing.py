@@ -23,12 +23,12 @@ from safetensors import safe_open
 from configuration_mtl import MTLConfig
 from interop_mtl import POOLING_KEYS
 from modeling_mtl import MTLModel
-from mtl.content_keys import key_of, key_of_config, key_of_tokenizer, key_of_weights
+from mtl.content_keys import key_of_model
 from mtl.published_card import published_card
 from mtl.published_files import CARD, MANIFEST, read_manifest, sha256, tree_files, write_manifest
+from predictor_mtl import MANIFEST as EXPORT
 
 BACKBONE, HEADS, INDEX = "backbone", "heads.safetensors", "model.safetensors.index.json"
-EXPORT = "mtl_inference.json"
 CARRIED = ("figures", "onnx", "openvino", EXPORT, "predictor_mtl.py", "LICENSE")
 """What is copied from beside the model, where it is there: pictures of the card, exported graphs, the licence."""
 _MODULE = "sentence_transformers.models."  # Understood by every release from 2 on.
@@ -202,8 +202,7 @@ def _check_export(source: Path, model: MTLModel) -> None:
     if not path.is_file():
         return
     exported = json.loads(path.read_text(encoding="utf-8")).get("weights")
-    present = key_of(key_of_config(model.config), key_of_weights(model), key_of_tokenizer(model.tokenizer))
-    if exported != present:
+    if exported != key_of_model(model):
         raise ValueError(
             f"The exported graphs in {source} are of other weights or settings than the model. Export it again "
             f"(`mtl export`), or remove {EXPORT} and its graphs."

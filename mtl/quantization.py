@@ -13,7 +13,7 @@ from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.data import row_texts
 from mtl.evaluation import EvaluationMetrics
-from mtl.export import FILES, ONNX, OPENVINO, Exported, add_graph, staged_export
+from mtl.export import FILES, ONNX, OPENVINO, Exported, add_graph, enter_graph, staged_export
 from mtl.extras import require
 from mtl.labels import label_column
 from predictor_mtl import EMBEDDING, LOGITS, MTLPredictor, Text
@@ -66,7 +66,12 @@ class Quantized:
     @property
     def is_close(self) -> bool:
         """Whether no task loses more than [`CLOSE_POINTS`]."""
-        return all(change.points_lost <= CLOSE_POINTS for change in self.changes)
+        return are_close(self.changes)
+
+
+def are_close(changes: Sequence[TaskChange]) -> bool:
+    """Returns whether no task loses more than [`CLOSE_POINTS`]."""
+    return all(change.points_lost <= CLOSE_POINTS for change in changes)
 
 
 def quantize(
@@ -99,16 +104,20 @@ def quantize(
         starts = range(0, len(calibration), _AT_ONCE)
         inputs = [before.inputs(calibration[start : start + _AT_ONCE]) for start in starts]
         _QUANTIZERS[backend](staging / FILES[backend, "fp32"], staging / FILES[backend, "int8"], inputs)
-        add_graph(model, staging, backend, "int8")
+        enter_graph(staging, backend, "int8")
         after = MTLPredictor(staging, backend=backend, precision="int8")
         texts = row_texts(rows[:])
         outputs = [outputs_of(predictor, texts) for predictor in (before, after)]
         changes = task_changes(tasks, rows, outputs[0], outputs[1])
         cosines = [_unit(some[EMBEDDING]) for some in outputs]
         cosine = float((cosines[0] * cosines[1]).sum(axis=1).mean())
-        is_close = all(change.points_lost <= CLOSE_POINTS for change in changes)
         measured = {change.task: {change.metric: change.after, "fp32": change.before} for change in changes}
-        facts: dict[str, Any] = {"is_close": is_close, "measured": measured, "rows": len(rows), "mean_cosine": cosine}
+        facts: dict[str, Any] = {
+            "is_close": are_close(changes),
+            "measured": measured,
+            "rows": len(rows),
+            "mean_cosine": cosine,
+        }
         graph = add_graph(model, staging, backend, "int8", **facts)
     return Quantized(graph, tuple(changes), len(rows), cosine)
 

@@ -3,15 +3,44 @@
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from configuration_mtl import TaskConfig
+from transformers import AutoConfig
+
+from configuration_mtl import MTLConfig, TaskConfig
 from modeling_mtl import MTLModel, set_dropout
 from mtl.arguments import JsonObject, MTLTrainingArguments
 from mtl.checkpoints import head_meaning
 from mtl.settings import RunSettings
 
 logger = logging.getLogger(__name__)
+
+
+def load_model(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> MTLModel:
+    """Loads a saved multi-task model as it is.
+
+    Args:
+        name: Its folder, or its name on the Hub.
+        revision: Branch, tag or commit on the Hub.
+        trust_remote_code: Whether code of the encoder's repository may run.
+
+    Raises:
+        OSError: If there is none.
+        ValueError: If it is another kind of model.
+    """
+    hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        kind = AutoConfig.from_pretrained(name, **hub).model_type
+    except (OSError, ValueError) as error:
+        raise OSError(
+            f"There is no model {name!r}: no such folder in {str(Path.cwd())!r} has a configuration that can be read, "
+            f"and the Hub gave none. Give the folder of a saved model, or its name on the Hub. The cause: {error}"
+        ) from error
+    if kind != MTLConfig.model_type:
+        raise ValueError(f"{name!r} is a {kind!r} model. Give a multi-task model, as `train_trainer.py` saves it.")
+    model: MTLModel = MTLModel.from_pretrained(name, **hub)
+    return model
 
 
 def load_saved(settings: RunSettings, path: str, tasks: Sequence[TaskConfig], config: Any) -> MTLModel:

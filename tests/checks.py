@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import BatchEncoding, TrainerCallback
@@ -33,6 +34,20 @@ def assert_close(actual: Tensor | None, expected: Tensor | None, atol: float = 1
 def same(actual: Tensor | None, expected: Tensor | None) -> bool:
     """Returns whether two tensors are there and equal bit for bit."""
     return actual is not None and expected is not None and torch.equal(actual, expected)
+
+
+def watch_passes(model: MTLModel, monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Returns a list that gets the sentences and the tokens of each pass through the encoder, from now on."""
+    shapes: list[tuple[int, int]] = []
+    forward = model.backbone.forward
+
+    def watch(**batch: Tensor) -> Any:
+        rows, tokens = batch["input_ids"].shape
+        shapes.append((rows, tokens))
+        return forward(**batch)
+
+    monkeypatch.setattr(model.backbone, "forward", watch)
+    return shapes
 
 
 def output_layer(model: MTLModel, task: str) -> nn.Linear:

@@ -6,6 +6,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from checks import watch_passes
 from conftest import MakeModel
 from torch import Tensor
 from torch.nn import functional as F
@@ -112,23 +113,16 @@ def test_neighbours_in_a_batch_change_no_answer(model: MTLModel) -> None:
 
 
 def test_a_fault_in_a_list_is_told_before_any_work(model: MTLModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    forward = model.backbone.forward
-
-    def watch(**batch: Tensor) -> Any:
-        calls.append(1)
-        return forward(**batch)
-
-    monkeypatch.setattr(model.backbone, "forward", watch)
+    passes = watch_passes(model, monkeypatch)
     monkeypatch.setattr(passes_mtl, "_WINDOW_SIZE", 2)
     faulty: list[Any] = [*["price"] * 5, None]
     for sentences in (faulty, tuple(faulty), np.array(faulty, dtype=object)):
         with pytest.raises(TypeError, match=r"sentences\[5\] is None of type NoneType"):
             model.encode(sentences)
-        assert calls == []
+        assert passes == []
     with pytest.raises(TypeError, match=r"sentences\[5\] is None of type NoneType"):
         model.predict(iter(faulty))
-    assert len(calls) == 2  # The windows before the one of the fault, which nobody could see.
+    assert len(passes) == 2  # The windows before the one of the fault, which nobody could see.
 
 
 def test_a_stream_tells_what_is_wrong_when_it_is_called(model: MTLModel) -> None:

@@ -16,10 +16,9 @@ from typing import Any
 
 import datasets
 from datasets import Dataset, DatasetDict
-from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from configuration_mtl import MTLConfig, TaskConfig
+from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.bootstrap import CONFIDENCE_LEVEL, RESAMPLES, check_settings
@@ -29,6 +28,7 @@ from mtl.evidence import build_evidence, count_resamples
 from mtl.evidence_tables import evidence_tables
 from mtl.predictions import Predictions, predict_split
 from mtl.report import write_report
+from mtl.saved_models import load_model
 from mtl.settings import DEFAULT_MAX_LENGTH
 from mtl.trainer import MTLTrainer
 from train_report import EVALUATION_FOLDER
@@ -72,7 +72,7 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str] = ()) -> dict[str,
         report_to="none",
         disable_tqdm=options.quiet,
     )
-    model = load(options.model)
+    model = load_model(options.model)
     output_folder(options).mkdir(parents=True, exist_ok=True)  # What cannot be written is told before the work.
     splits, tasks = load_data(options, rest, model.config.tasks)
     split = chosen_split(options.split, splits)
@@ -87,28 +87,6 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str] = ()) -> dict[str,
     found = {"model": options.model, "data": options.data, "precision": args.precision_in_use, **evidence}
     write_report(found, output_folder(options) / EVALUATION)
     return found
-
-
-def load(name: str) -> MTLModel:
-    """Loads a saved multi-task model.
-
-    Args:
-        name: Its folder, or its name on the Hub.
-
-    Raises:
-        OSError: If there is none.
-        ValueError: If it is another kind of model.
-    """
-    try:
-        kind = AutoConfig.from_pretrained(name).model_type
-    except (OSError, ValueError) as error:
-        raise OSError(
-            f"There is no model {name!r}: no such folder in {str(Path.cwd())!r} has a configuration that can be read, "
-            f"and the Hub gave none. Give the folder of a saved model, or its name on the Hub. The cause: {error}"
-        ) from error
-    if kind != MTLConfig.model_type:
-        raise ValueError(f"{name!r} is a {kind!r} model. Give a multi-task model, as `train_trainer.py` saves it.")
-    return MTLModel.from_pretrained(name)
 
 
 def predict(

@@ -17,9 +17,9 @@ from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
 from configuration_mtl import MTLConfig
-from mtl.commands.evaluate import load
 from mtl.published_files import tree_files
 from mtl.publishing import check_publishable, publish, push
+from mtl.saved_models import load_model
 from train_trainer import or_exit
 
 PROGRAM = "mtl publish"
@@ -54,7 +54,7 @@ def write(options: argparse.Namespace) -> Path:
     config = AutoConfig.from_pretrained(source)
     if isinstance(config, MTLConfig):  # Otherwise loading tells what it is.
         check_publishable(config)
-    return publish(load(source), options.folder, source=source, repo_id=options.push)
+    return publish(load_model(str(source)), options.folder, source=source, repo_id=options.push)
 
 
 def _parser() -> argparse.ArgumentParser:
