@@ -80,14 +80,25 @@ def _answer_all(
     workers: int,
     progress: Callable[[int], Any],
 ) -> None:
-    context = ray.data.DataContext.get_current()
+    context = ray.data.DataContext.get_current().copy()
     context.enable_progress_bars = False
+    context.target_max_block_size = 1  # A row is a piece of its own: Ray would join them, and give all to one worker.
+    with ray.data.DataContext.current(context):
+        answers = _answers(ray, job, options, store, workers)
+    for answer in answers.iter_rows():
+        store.write(answer["number"], _table(answer["table"]))
+        result.rows += answer["rows"]
+        result.without_text += answer["without_text"]
+        progress(answer["rows"])
+
+
+def _answers(ray: Any, job: BulkJob, options: BulkOptions, store: PartStore, workers: int) -> Any:
     source = ray.data.read_datasource(
         _block_source(ray, job, store),
         override_num_blocks=1,
-        ray_remote_args={"num_cpus": 0},  # The workers may have all cores, and wait for what it reads.
+        num_cpus=0,  # The workers may have all cores, and wait for what it reads.
     )
-    answers = source.map_batches(
+    return source.map_batches(
         _Worker,
         fn_constructor_args=(options, job),
         batch_size=1,
@@ -95,11 +106,6 @@ def _answer_all(
         num_cpus=cores_each(ray.cluster_resources().get("CPU", 1.0), workers),
         compute=ray.data.ActorPoolStrategy(size=workers),
     )
-    for answer in answers.iter_rows():
-        store.write(answer["number"], _table(answer["table"]))
-        result.rows += answer["rows"]
-        result.without_text += answer["without_text"]
-        progress(answer["rows"])
 
 
 def cores_each(cores: float, workers: int) -> float:

@@ -19,6 +19,7 @@ import pytest
 from conftest import SaveBackbone
 
 from modeling_mtl import MTLModel
+from mtl import bulk_ray
 from mtl.bulk import BulkJob, run_bulk
 from mtl.bulk_inputs import InputColumns, read_blocks
 from mtl.bulk_models import BulkOptions, TorchBulkModel
@@ -321,7 +322,18 @@ def test_workers_share_the_cores_that_there_are() -> None:
 
 
 @pytest.mark.slow
-def test_workers_of_ray_give_the_same(model_dir: str, model: TorchBulkModel, tmp_path: Path, rows: Rows) -> None:
+def test_workers_of_ray_give_the_same(
+    model_dir: str, model: TorchBulkModel, tmp_path: Path, rows: Rows, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Worker(bulk_ray._Worker):
+        def __call__(self, batch: pa.Table) -> pa.Table:
+            (tmp_path / f"{os.getpid()}.worker").touch()
+            until = time.monotonic() + 60
+            while len(list(tmp_path.glob("*.worker"))) < 2 and time.monotonic() < until:
+                time.sleep(0.05)  # For the other, which may start later.
+            return super().__call__(batch)
+
+    monkeypatch.setattr(bulk_ray, "_Worker", Worker)
     rows[2]["text"] = None
     file = write_rows(tmp_path / "in.jsonl", rows)
     settings: dict[str, Any] = {"kept": ("id",), "embeddings": True, "probabilities": True}
@@ -338,6 +350,7 @@ def test_workers_of_ray_give_the_same(model_dir: str, model: TorchBulkModel, tmp
     done: list[int] = []
     result = run_bulk_on_ray(model, wanted, options, workers=2, progress=done.append)
     assert (result.rows, result.without_text, sum(done)) == (25, 1, 25)
+    assert len(list(tmp_path.glob("*.worker"))) == 2
     found = pq.read_table(tmp_path / "ray.parquet")
     assert found.schema.equals(plain.schema)
     assert found.select(["id", "topic", "tags", "stars"]).equals(plain.select(["id", "topic", "tags", "stars"]))
