@@ -16,6 +16,7 @@ COMMANDS = {
     "report": ("mtl.commands.report", "make one page of the figures of a run"),
     "merge": ("merge_models", "distil several classifiers into one model; the same as merge_models.py"),
     "compare": ("mtl.commands.compare", "train the tasks in one model and each alone, and say whether sharing helps"),
+    "export-task": ("mtl.commands.export_task", "write one task as a plain classifier that needs none of our code"),
 }
 """Name of each command -> its module, and what it does."""
 
