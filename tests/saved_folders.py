@@ -14,6 +14,7 @@ HUB_FILES = (
     "heads_mtl.py",
     "inference_mtl.py",
     "modeling_mtl.py",
+    "pipeline_mtl.py",
     "problem_types_mtl.py",
     "sharing_mtl.py",
     "similarity_mtl.py",
