@@ -14,7 +14,7 @@ train: $(STAMP)
 	$(OFFLINE) $(PY) train_trainer.py configs/vader.yaml $(ARGS)
 
 test: $(STAMP)
-	$(OFFLINE) $(PY) -m pytest $(ARGS)
+	$(OFFLINE) $(PY) -m pytest -n auto --maxprocesses 4 --dist worksteal $(ARGS)
 
 check: $(STAMP)
 	$(PY) -m ruff check .

@@ -4,7 +4,7 @@ The file travels with every saved model; see `modeling_mtl.py`.
 """
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,10 +60,11 @@ class BatchLimits:
 
 
 def windows(sentences: str | Iterable[Text], size: int) -> Iterator[list[Text]]:
-    """Yields sentences, so many at a time; of an iterator no more are taken than that.
+    """Returns an iterator over sentences, so many at a time; of an iterator no more are taken than that.
 
     Raises:
-        TypeError: If they are no sentences; the message gives the place of what is none.
+        TypeError: If they are no sentences; the message gives the place of what is none. It comes at once where the
+            sentences can be gone through twice, else when the place is reached.
     """
     # Iterating over a mapping or a table would give its keys or columns, which are strings too.
     # A numpy string is a string, but has no dimension.
@@ -73,15 +74,21 @@ def windows(sentences: str | Iterable[Text], size: int) -> Iterator[list[Text]]:
             f"sentences is of type {type(sentences).__name__}; expected a string or a list of strings, such as the "
             f"column of the texts. Found {str(sentences)[:100]!r}."
         )
-    rest = iter([sentences] if isinstance(sentences, str) else sentences)
+    texts = [sentences] if isinstance(sentences, str) else sentences
+    if isinstance(texts, Sized):
+        _check(texts, 0)  # Else a fault at the end would come after hours of work.
+    return _windows(iter(texts), size)
+
+
+def _windows(texts: Iterator[Text], size: int) -> Iterator[list[Text]]:
     begin = 0
-    while window := list(itertools.islice(rest, size)):
+    while window := list(itertools.islice(texts, size)):
         _check(window, begin)
         yield window
         begin += len(window)
 
 
-def _check(texts: Sequence[Any], begin: int) -> None:
+def _check(texts: Iterable[Any], begin: int) -> None:
     for position, text in enumerate(texts, start=begin):
         is_pair = isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text)
         if not isinstance(text, str) and not is_pair:

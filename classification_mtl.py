@@ -84,13 +84,13 @@ def ordinal_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def ordinal_survival(logits: Tensor) -> Tensor:
     """Returns P(y > k) for every class but the last, (..., C - 1), from ordinal logits, (..., C - 1)."""
-    return logits.sigmoid().cumprod(dim=-1)
+    return _sigmoid(logits).cumprod(dim=-1)
 
 
 def ordinal_probabilities(logits: Tensor) -> Tensor:
     """Returns the probabilities of the classes, (..., C), from ordinal logits, (..., C - 1); they sum to 1."""
     reaches = F.pad(ordinal_survival(logits), (1, 0), value=1.0)  # (..., C), P(y >= k)
-    stops = F.pad((-logits).sigmoid(), (0, 1), value=1.0)  # (..., C), P(y = k | y >= k)
+    stops = F.pad(_sigmoid(-logits), (0, 1), value=1.0)  # (..., C), P(y = k | y >= k)
     return reaches * stops
 
 
@@ -178,28 +178,28 @@ def predictions_of(task: TaskConfig, logits: Tensor) -> list[Any]:
         task: The task.
         logits: Float32 logits of its head. Shape (B, C), for ordinal classification (B, C - 1).
     """
-    # Whole columns at a time, and plain values from there on: with many heads this is what takes time.
+    # Tensors of the whole batch, and plain values from there on: with many heads this is what takes time.
     return _PREDICTIONS.get(task.problem_type, _class_predictions)(task, logits)
 
 
 def _class_predictions(task: TaskConfig, logits: Tensor) -> list[dict[str, Any]]:
     names = list(task.id2label.values())
-    columns: dict[str, list[Any]] = {
-        "label": [names[index] for index in class_ids(task, logits).tolist()],
-        "score": class_scores(task, logits).tolist(),
-        "probabilities": [dict(zip(names, row, strict=True)) for row in probabilities(task, logits).tolist()],
-    }
+    rows, places = probabilities(task, logits).tolist(), class_ids(task, logits).tolist()
+    predictions: list[dict[str, Any]] = [
+        {"label": names[place], "score": row[place], "probabilities": dict(zip(names, row, strict=True))}
+        for row, place in zip(rows, places, strict=True)
+    ]
     if task.rejection_threshold is not None:
         # Of the logits as they are, for which the threshold was fitted.
         sure = confidence(logits, str(task.rejection_score)).tolist()
-        columns["in_scope"] = [value >= task.rejection_threshold for value in sure]
-        labels = zip(columns["label"], columns["in_scope"], strict=True)
-        columns["label"] = [label if in_scope else task.out_of_scope_label for label, in_scope in labels]
+        for prediction, value in zip(predictions, sure, strict=True):
+            prediction["in_scope"] = value >= task.rejection_threshold
+            if not prediction["in_scope"]:
+                prediction["label"] = task.out_of_scope_label
     if task.abstention_threshold is not None:
-        columns["abstains"] = [
-            not score >= task.abstention_threshold for score in columns["score"]
-        ]  # True of nan, too.
-    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+        for prediction in predictions:
+            prediction["abstains"] = not prediction["score"] >= task.abstention_threshold  # True of nan, too.
+    return predictions
 
 
 def _multi_label_predictions(task: TaskConfig, logits: Tensor) -> list[dict[str, Any]]:
@@ -218,6 +218,12 @@ def _regression_predictions(task: TaskConfig, logits: Tensor) -> list[Any]:
     return [dict(zip(names, row, strict=True)) for row in logits.tolist()]
 
 
+def _sigmoid(logits: Tensor) -> Tensor:
+    # What stands beside a sentence in a batch must not change its values. Of numbers that lie side by side torch's CPU
+    # kernel takes most in vectors and the rest one by one, which differs in the last bit; these lie apart.
+    return torch.stack((logits, logits), dim=-1)[..., 0].sigmoid()
+
+
 _PREDICTIONS: dict[str, Callable[[TaskConfig, Tensor], list[Any]]] = {
     MULTI_LABEL: _multi_label_predictions,
     REGRESSION: _regression_predictions,
@@ -225,5 +231,5 @@ _PREDICTIONS: dict[str, Callable[[TaskConfig, Tensor], list[Any]]] = {
 _PROBABILITIES: dict[str, Callable[[Tensor], Tensor]] = {
     SINGLE_LABEL: lambda logits: logits.softmax(dim=-1),
     ORDINAL: ordinal_probabilities,
-    MULTI_LABEL: torch.sigmoid,
+    MULTI_LABEL: _sigmoid,
 }

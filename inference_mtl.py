@@ -3,63 +3,28 @@
 The file travels with every saved model; see `modeling_mtl.py`.
 """
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator, Sized
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
-from transformers import PreTrainedModel
-from transformers.tokenization_utils_base import LARGE_INTEGER
-from transformers.utils import is_torch_bf16_gpu_available, logging
 
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
-        from .batching_mtl import BatchLimits, Text, padded_batches, position_limit, windows
-        from .classification_mtl import predictions_of
-        from .configuration_mtl import MTLConfig
+        from .batching_mtl import Text
+        from .passes_mtl import PassesMixin, Precision, Predictions, Wanted
 except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
-    from batching_mtl import BatchLimits, Text, padded_batches, position_limit, windows
-    from classification_mtl import predictions_of
-    from configuration_mtl import MTLConfig
+    from batching_mtl import Text
+    from passes_mtl import PassesMixin, Precision, Predictions, Wanted
 
 if TYPE_CHECKING:
     import numpy as np
 
-logger = logging.get_logger(__name__)
 
-Precision = Literal["fp32", "bf16", "auto"]
-Predictions = list[dict[str, Any]]
-
-_WINDOW_SIZE = 8192
-_LONG_WORK_SENTENCES = 1600
-_LONG_WORK_SECONDS = 5.0
-# Chosen by measuring: a processor gains nothing by larger batches, a GPU is idle in small ones.
-_BATCH_TOKENS = {"cpu": 2048}
-_BATCH_TOKENS_ELSEWHERE = 32_768
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What a pass is to give.
-
-    Args:
-        embeddings: Whether embeddings are wanted.
-        predictions: Whether predictions are wanted.
-        normalize: Whether embeddings are scaled to L2 norm 1.
-    """
-
-    embeddings: bool
-    predictions: bool
-    normalize: bool
-
-
-class InferenceMixin(PreTrainedModel):
+class InferenceMixin(PassesMixin):
     """Gives a model with a tokenizer, an encoder, a method `pool` and heads what turns sentences into answers.
 
     All methods share these arguments.
@@ -80,11 +45,6 @@ class InferenceMixin(PreTrainedModel):
     TypeError if a sentence is neither a string nor a pair of them, and a ValueError if the model has no tokenizer,
     a count is less than 1, or the precision is unknown.
     """
-
-    config: MTLConfig
-    backbone: PreTrainedModel
-    tokenizer: Any
-    pool: Callable[[Tensor, Tensor], Tensor]
 
     @overload
     def encode(
@@ -137,7 +97,7 @@ class InferenceMixin(PreTrainedModel):
         Returns:
             Float32 embeddings on the CPU. Shape (H,) for one sentence, (N, H) for several.
         """
-        wanted = self._wanted(True, False, normalize_embeddings)
+        wanted = Wanted(embeddings=True, predictions=False, normalize=normalize_embeddings)
         limits = self._limits(batch_size, max_batch_tokens)
         found = [some for some, _ in self._answers(sentences, wanted, limits, precision, show_progress_bar)]
         embeddings = torch.cat([torch.empty(0, self.config.hidden_size), *found])  # (N, H)
@@ -196,7 +156,7 @@ class InferenceMixin(PreTrainedModel):
             threshold also has `"abstains"`: whether the score is below it; the label is then the likeliest all the
             same.
         """
-        wanted, limits = self._wanted(False, True, None), self._limits(batch_size, max_batch_tokens)
+        wanted, limits = Wanted(embeddings=False, predictions=True), self._limits(batch_size, max_batch_tokens)
         found = self._answers(sentences, wanted, limits, precision, show_progress_bar)
         predictions = [said for _, some in found for said in some]
         return predictions[0] if isinstance(sentences, str) else predictions
@@ -225,7 +185,7 @@ class InferenceMixin(PreTrainedModel):
             Float32 embeddings, (N, H), and a dict by task for each sentence.
         """
         _refuse_string(sentences, "encode_and_predict")
-        wanted = self._wanted(True, True, normalize_embeddings)
+        wanted = Wanted(embeddings=True, predictions=True, normalize=normalize_embeddings)
         limits = self._limits(batch_size, max_batch_tokens)
         found = list(self._answers(sentences, wanted, limits, precision, show_progress_bar))
         embeddings = torch.cat([torch.empty(0, self.config.hidden_size), *(some for some, _ in found)])  # (N, H)
@@ -241,7 +201,7 @@ class InferenceMixin(PreTrainedModel):
         max_batch_tokens: int | None = None,
         window_size: int = 1024,
     ) -> "Iterator[tuple[np.ndarray, dict[str, Any]]]":
-        """Yields embedding and predictions of each sentence, in their order, from one pass, with flat memory.
+        """Returns an iterator over embedding and predictions of each sentence, in their order, with flat memory.
 
         Args:
             sentences: The sentences, which may have no end.
@@ -251,125 +211,15 @@ class InferenceMixin(PreTrainedModel):
             max_batch_tokens: Tokens per forward pass.
             window_size: Sentences that are taken at a time: more are sorted better, fewer are answered sooner.
 
-        Yields:
-            A float32 embedding, (H,), and a dict by task.
+        Returns:
+            An iterator over pairs: a float32 embedding, (H,), and a dict by task.
         """
         _refuse_string(sentences, "stream")
-        wanted = self._wanted(True, True, normalize_embeddings)
+        wanted = Wanted(embeddings=True, predictions=True, normalize=normalize_embeddings)
         limits = self._limits(batch_size, max_batch_tokens, window_size)
-        for embeddings, predictions in self._answers(sentences, wanted, limits, precision, False):
-            yield from zip(embeddings.numpy(), predictions, strict=True)
-
-    def max_tokens(self) -> int | None:
-        """Returns the limit, in tokens, at which sentences are truncated; None if there is none."""
-        limits = [self.tokenizer.model_max_length, self.config.max_seq_length, position_limit(self.config.text_config)]
-        # A tokenizer that was saved without a limit has one of 1e30, which is more than it can read back.
-        return min((limit for limit in limits if limit is not None and limit < LARGE_INTEGER), default=None)
-
-    def _wanted(self, embeddings: bool, predictions: bool, normalize: bool | None) -> _Wanted:
-        return _Wanted(embeddings, predictions, self.config.normalize if normalize is None else normalize)
-
-    def _limits(
-        self, batch_size: int | None, max_batch_tokens: int | None, window_size: int | None = None
-    ) -> BatchLimits:
-        if max_batch_tokens is None:
-            max_batch_tokens = _BATCH_TOKENS.get(self.device.type, _BATCH_TOKENS_ELSEWHERE)
-        return BatchLimits(max_batch_tokens, batch_size, _WINDOW_SIZE if window_size is None else window_size)
-
-    def _answers(
-        self,
-        sentences: str | Iterable[Text],
-        wanted: _Wanted,
-        limits: BatchLimits,
-        precision: str,
-        show_progress_bar: bool | None,
-    ) -> Iterator[tuple[Tensor, Predictions]]:
-        """Yields embeddings, (W, H), and predictions of the sentences, window by window; of neither if not wanted."""
-        if self.tokenizer is None:
-            raise ValueError(
-                f"This {type(self).__name__} has no tokenizer, as none was saved with it. Set one: "
-                "`model.tokenizer = AutoTokenizer.from_pretrained(...)`."
-            )
-        dtype = self._autocast_dtype(precision)
-        total = 1 if isinstance(sentences, str) else len(sentences) if isinstance(sentences, Sized) else None
-        show = total is None or total > _LONG_WORK_SENTENCES if show_progress_bar is None else show_progress_bar
-        # Nobody knows how many an iterator has, so there it shows once it takes long.
-        delay = _LONG_WORK_SECONDS if total is None and show_progress_bar is None else 0.0
-        with logging.tqdm(total=total, desc="Sentences", unit="sentence", disable=not show, delay=delay) as bar:
-            for window in windows(sentences, limits.window_size):
-                # Not around the `yield`: what the caller does in between is none of this.
-                with self._evaluating():
-                    answer = self._answer(window, wanted, limits, dtype, bar.update)
-                yield answer
-
-    def _answer(
-        self,
-        texts: list[Text],
-        wanted: _Wanted,
-        limits: BatchLimits,
-        dtype: torch.dtype | None,
-        progress: Callable[[int], Any],
-    ) -> tuple[Tensor, Predictions]:
-        embeddings = torch.empty(len(texts) if wanted.embeddings else 0, self.config.hidden_size)  # (W, H)
-        predictions: Predictions = [{} for _ in texts] if wanted.predictions else []
-        autocast = torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
-        with autocast:  # Once for all batches: the weights are cast once, too.
-            for rows, inputs in padded_batches(self.tokenizer, texts, self.max_tokens(), limits):
-                inputs = inputs.to(self.device)
-                states = self.backbone(**inputs, return_dict=True).last_hidden_state  # (B, T, H)
-                with torch.autocast(self.device.type, enabled=False):
-                    pooled = self.pool(states, inputs["attention_mask"])  # (B, H)
-                    if wanted.embeddings:
-                        embeddings[rows] = (F.normalize(pooled, dim=-1) if wanted.normalize else pooled).cpu()
-                    if wanted.predictions:
-                        logits = self(pooled=pooled).logits  # (B, C) each
-                        for row, said in zip(rows.tolist(), self._predictions(logits, len(rows)), strict=True):
-                            predictions[row] = said
-                progress(len(rows))
-        return embeddings, predictions
-
-    def _predictions(self, logits: dict[str, Tensor], count: int) -> Predictions:
-        by_task = {
-            task.name: predictions_of(task, logits[task.name].cpu()) for task in self.config.tasks if task.has_head
-        }
-        if not by_task:
-            return [{} for _ in range(count)]
-        return [dict(zip(by_task, said, strict=True)) for said in zip(*by_task.values(), strict=True)]
-
-    def _autocast_dtype(self, precision: str) -> torch.dtype | None:
-        """Returns what the encoder computes in, or None for the precision of its weights."""
-        if precision not in ("fp32", "bf16", "auto"):
-            raise ValueError(f"precision must be 'fp32', 'bf16' or 'auto', found {precision!r}.")
-        # Weights in half precision are computed with as they are.
-        if precision == "fp32" or self.dtype != torch.float32:
-            return None
-        is_fast = has_fast_bf16(self.device)
-        if precision == "bf16" and not is_fast:
-            logger.warning_once(
-                f"precision='bf16' is slow on this {self.device.type}, which has no instructions for it."
-            )
-        return torch.bfloat16 if precision == "bf16" or is_fast else None
-
-    @contextlib.contextmanager
-    def _evaluating(self) -> Iterator[None]:
-        was_training = self.training
-        self.eval()
-        try:
-            with torch.inference_mode():
-                yield
-        finally:
-            self.train(was_training)
-
-
-def has_fast_bf16(device: torch.device) -> bool:
-    """Returns whether a device multiplies bfloat16 in hardware."""
-    if device.type == "cpu":
-        # Without these instructions bf16 is emulated, and measured ten times slower than fp32.
-        probes = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        return any(getattr(torch.cpu, probe, lambda: False)() for probe in probes)
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return is_torch_bf16_gpu_available()
+        answers = self._answers(sentences, wanted, limits, precision, False)
+        # Not a `yield`, so that what is wrong with the arguments is told here and not at the first answer.
+        return (pair for vectors, said in answers for pair in zip(vectors.numpy(), said, strict=True))
 
 
 def _refuse_string(sentences: Any, method: str) -> None:

@@ -21,6 +21,7 @@ try:
         from .configuration_mtl import MTLConfig, TaskConfig
         from .heads_mtl import TaskHead, task_loss
         from .inference_mtl import InferenceMixin
+        from .interop_mtl import InteropMixin
         from .sharing_mtl import SharingMixin
         from .similarity_mtl import ComparedTexts, similarity_outputs, text_identity
         from .tasks_mtl import valid_labels
@@ -31,6 +32,7 @@ except ImportError:
     from configuration_mtl import MTLConfig, TaskConfig
     from heads_mtl import TaskHead, task_loss
     from inference_mtl import InferenceMixin
+    from interop_mtl import InteropMixin
     from sharing_mtl import SharingMixin
     from similarity_mtl import ComparedTexts, similarity_outputs, text_identity
     from tasks_mtl import valid_labels
@@ -62,7 +64,7 @@ class MTLOutput(ModelOutput):
     attentions: tuple[Tensor, ...] | None = None
 
 
-class MTLModel(SharingMixin, InferenceMixin):
+class MTLModel(SharingMixin, InferenceMixin, InteropMixin):
     """Encoder with one pooled sentence embedding and a head for each task of its configuration.
 
     Args:
@@ -113,6 +115,7 @@ class MTLModel(SharingMixin, InferenceMixin):
         attn_implementation: str | None = None,
         revision: str | None = None,
         token: str | bool | None = None,
+        subfolder: str = "",
         **settings: Any,
     ) -> "MTLModel":
         """Puts fresh heads on a pretrained encoder and takes its tokenizer.
@@ -125,13 +128,14 @@ class MTLModel(SharingMixin, InferenceMixin):
             attn_implementation: As in `AutoModel.from_pretrained`.
             revision: Branch, tag or commit of the backbone.
             token: Token for the Hub.
+            subfolder: Folder in it that holds the encoder and its tokenizer.
             **settings: Further settings of [`MTLConfig`], such as `pooling` or `head_dropout`.
 
         Raises:
             TypeError: If a setting is unknown.
             ValueError: If the backbone is an encoder-decoder or a multi-task model, or a task is illegal.
         """
-        hub = {"revision": revision, "token": token, "trust_remote_code": trust_remote_code}
+        hub = {"revision": revision, "token": token, "subfolder": subfolder, "trust_remote_code": trust_remote_code}
         text_config = AutoConfig.from_pretrained(name_or_path, **hub)
         _check_backbone(text_config)
         if backbone_dropout is not None:

@@ -7,34 +7,32 @@ import contextlib
 import dataclasses
 import json
 import logging
-import os
-import shlex
 import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from huggingface_hub.errors import StrictDataclassError
-from transformers import set_seed
+from transformers import TrainerState, set_seed
+from transformers.trainer import TRAINER_STATE_NAME
 
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.calibration_report import calibration_report
-from mtl.card import build_card
 from mtl.card_origin import Origin, find_origin
 from mtl.checkpoints import last_complete_checkpoint
 from mtl.console import metrics_table, sample_lines, sample_truths
 from mtl.evaluation import EvaluationResult, evaluation_of_final_model
 from mtl.interrupt import checkpoint_when_interrupted
-from mtl.launch import launcher, without_tokens
 from mtl.predictions import Predictions, predict_split
-from mtl.report import build_report, write_report
+from mtl.report import build_report
 from mtl.search import search
 from mtl.search_space import SearchConfig
 from mtl.search_summary import summary
 from mtl.settings import RunSettings, parse_settings, resolve_backbone
-from train_report import PAGE_FOLDER, check_report, remove_page, write_page
+from train_report import check_report, remove_descriptions, write_descriptions
 from train_setup import (
     Run,
     calibration_of_run,
@@ -48,7 +46,6 @@ from train_setup import (
 logger = logging.getLogger("train_trainer")
 
 PROGRAM = "train_trainer.py"
-CARD, REPORT = "README.md", "report.json"
 RELATED = ("The battery lasts all day.", "I can use it from morning to night on one charge.")
 UNRELATED = ("The battery lasts all day.", "The senate rejected the bill on Tuesday.")
 FITTED_BY = {
@@ -78,8 +75,10 @@ def told_when_interrupted(program: str, run: Run) -> Iterator[None]:
     """Ends the program on Ctrl-C with what was saved, and how to go on from it."""
     try:
         yield
-    except KeyboardInterrupt:
-        if run.settings.search is not None:
+    except KeyboardInterrupt as interrupt:
+        if interrupt.args:
+            how = str(interrupt)
+        elif run.settings.search is not None:
             how = "The same command goes on with the trials that are missing"
         elif (checkpoint := last_complete_checkpoint(run.output_dir)) is not None:
             how = f"The same command with `--resume_from_checkpoint last` goes on from {checkpoint}"
@@ -134,10 +133,27 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
     origin = find_origin(run.settings.backbone, run.settings.backbone_revision) if is_first else Origin()
     training = train(run)
     if is_first:
-        for name in (CARD, REPORT):  # Those of an earlier run would speak of another model.
-            (run.output_dir / name).unlink(missing_ok=True)
-        remove_page(run.output_dir)
+        remove_descriptions(run.output_dir)
     run.trainer.save_model(_internal_call=True)  # A call of the user's would push before card and report exist.
+    with _told_that_it_is_saved(run):
+        report = _measure_and_describe(run, [program, *argv], training, origin, study)
+    if args.push_to_hub:  # In every process: a model in shards is gathered from all of them.
+        run.trainer.push_to_hub(commit_message="Upload model, card and report")
+    return report
+
+
+@contextlib.contextmanager
+def _told_that_it_is_saved(run: Run) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(f"The training was over, and its model is in {run.output_dir}") from None
+
+
+def _measure_and_describe(
+    run: Run, command: Sequence[str], training: dict[str, Any], origin: Origin, study: Study | None
+) -> dict[str, Any]:
+    args = run.trainer.args
     run, fitted = fit_decisions(run)
     if fitted is not None:
         run.trainer.save_model(_internal_call=True)
@@ -158,13 +174,11 @@ def finish(run: Run, argv: Sequence[str], *, program: str = PROGRAM, study: Stud
     if study is not None:
         figures, text = study(run, results)
         report |= figures
-    if is_first:
+    if run.trainer.is_world_process_zero():
         model = whole_model(run)
-        report |= write_page(run, report, predictions, model)
-        describe(run, report, results if study is None else [], [program, *argv], origin=origin, text=text)
+        shown = results if study is None else []
+        report |= write_descriptions(run, report, shown, command, predictions, model=model, origin=origin, text=text)
         show(run, results, model)
-    if args.push_to_hub:  # In every process: a model in shards is gathered from all of them.
-        run.trainer.push_to_hub(commit_message="Upload model, card and report")
     return report
 
 
@@ -203,18 +217,26 @@ def train(run: Run) -> dict[str, Any]:
         return {}
     if run.trainer.args.resume_from_checkpoint:
         logger.info("Resuming from %s.", run.checkpoint or "the start: there is no complete checkpoint yet")
+    begun = _steps_before(run.checkpoint)  # Of which `save_total_limit` may leave nothing.
     started = time.perf_counter()
     with checkpoint_when_interrupted(run.trainer):
         output = run.trainer.train(resume_from_checkpoint=run.checkpoint)
     args = run.trainer.args
     return {
         **output.metrics,
+        **({"resumed_at_step": begun} if begun else {}),
         "steps": output.global_step,
         "epochs": run.trainer.state.epoch,
         "num_processes": args.world_size,
         "effective_batch_size": args.train_batch_size * args.gradient_accumulation_steps * args.world_size,
         "wall_seconds": round(time.perf_counter() - started, 1),
     }
+
+
+def _steps_before(checkpoint: str | None) -> int:
+    return (
+        0 if checkpoint is None else TrainerState.load_from_json(str(Path(checkpoint, TRAINER_STATE_NAME))).global_step
+    )
 
 
 def search_settings(run: Run) -> dict[str, Any]:
@@ -263,36 +285,6 @@ def show(run: Run, results: Sequence[EvaluationResult], model: MTLModel) -> None
     for kind, pair in (("related", RELATED), ("unrelated", UNRELATED)):
         first, second = model.encode(list(pair))
         print(f"  {kind:<10} {float(first @ second):+.3f}  {pair[0]!r} / {pair[1]!r}")
-
-
-def describe(
-    run: Run,
-    report: dict[str, Any],
-    results: Sequence[EvaluationResult],
-    command: Sequence[str],
-    *,
-    origin: Origin,
-    text: str = "",
-) -> None:
-    """Writes `report.json` and the model card with the figures, beside the model; the card ends with a text."""
-    output, settings = run.output_dir, run.settings
-    write_report(report, output / REPORT)
-    card = build_card(
-        run.trainer.model.config,
-        name=run.trainer.args.hub_model_id or output.name,
-        origin=origin,
-        license=settings.license,
-        language=settings.language,
-        sources=settings.source_configs(),
-        results=results,
-        report=report,
-        command=shlex.join([*launcher(os.environ), *without_tokens(command)]),
-    )
-    card.text += text
-    card.save(output / CARD)
-    print(f"\nSaved to {output}: the model with its code, {REPORT}, and the card in {CARD}.")
-    if (page := output / PAGE_FOLDER / "report.html").is_file():
-        print(f"The page to look at is {page}.")
 
 
 def _data(run: Run) -> dict[str, Any]:

@@ -6,8 +6,9 @@
 All contenders have the same encoder, all-MiniLM-L6-v2, and the same sentences of the embedded corpus; heads are
 fresh, which changes no time. sentence-transformers and the three pipelines, of one single-task model each, run in fp32
 with batches of 32 sentences; so does this package where it is compared with the pipelines, and else with its own
-defaults. Each contender is run once unmeasured. The share of the peak is what the linear layers of the encoder
-multiply for real tokens, against the fastest product of matrices of such sizes that was measured in between.
+defaults. Each contender is run once unmeasured. A speed is the median of the ratios of runs in one repeat, so that
+both saw the same machine. The share of the peak is what the linear layers of the encoder multiply for real tokens,
+against the fastest product of matrices of such sizes that was measured in between.
 """
 
 import argparse
@@ -60,7 +61,7 @@ class Contender:
         name: What a table calls it.
         run: Answers them.
         against: Name of the contender that it is compared with.
-        precision: What it multiplies in, `fp32` or `bf16`.
+        precision: What it multiplies in; of `fp32` and `bf16` the peak is measured.
         passes: How often each sentence goes through an encoder.
     """
 
@@ -135,6 +136,13 @@ def _described(contender: Contender, seconds: list[float]) -> dict[str, Any]:
     return {**facts, "seconds": seconds}
 
 
+def speeds(report: Mapping[str, Any], name: str) -> list[float]:
+    """Returns how many times as fast as its opponent a contender was, repeat by repeat."""
+    contender = report["contenders"][name]
+    opponent = report["contenders"][contender["against"]]
+    return [theirs / ours for theirs, ours in zip(opponent["seconds"], contender["seconds"], strict=True)]
+
+
 def make_contenders(
     model: MTLModel, peer: SentenceTransformer, backbone: str, sentences: Sequence[str]
 ) -> list[Contender]:
@@ -149,7 +157,7 @@ def make_contenders(
         for one in pipelines:
             one(texts, batch_size=BATCH_SIZE, truncation=True, max_length=model.max_tokens())
 
-    encode = partial(peer.encode, texts, batch_size=BATCH_SIZE, show_progress_bar=False)
+    encode = partial(peer.encode, texts, batch_size=BATCH_SIZE, normalize_embeddings=True, show_progress_bar=False)
     both = partial(model.encode_and_predict, texts, batch_size=BATCH_SIZE)
     heads = "3 heads, fp32"
     return [
@@ -190,7 +198,8 @@ def gemm_flops(model: MTLModel, dtype: torch.dtype) -> float:
 
 def differences(model: MTLModel, peer: SentenceTransformer, sentences: Sequence[str]) -> dict[str, float]:
     """Returns how far embeddings are from those of sentence-transformers, and bf16 from fp32."""
-    theirs, ours = peer.encode(list(sentences)), model.encode(sentences)  # (N, H) each
+    theirs = peer.encode(list(sentences), normalize_embeddings=True)  # (N, H)
+    ours = model.encode(sentences)  # (N, H)
     half = model.encode(sentences, precision="bf16")  # (N, H)
     return {
         "fp32_max": float(np.abs(ours - theirs).max()),
@@ -201,20 +210,18 @@ def differences(model: MTLModel, peer: SentenceTransformer, sentences: Sequence[
 
 def table(report: Mapping[str, Any]) -> str:
     """Returns medians, ratios and what they are to be read with, as Markdown."""
-    contenders = report["contenders"]
-    medians = {name: statistics.median(contender["seconds"]) for name, contender in contenders.items()}
     rows = [
         [
             name,
-            f"{report['sentences'] / medians[name]:,.0f}",
-            f"{medians[contender['against']] / medians[name]:.2f}x",
+            f"{report['sentences'] / statistics.median(contender['seconds']):,.0f}",
+            f"{statistics.median(speeds(report, name)):.2f}x",
             contender["against"] if contender["against"] != name else "",
-            f"{_share(report, contender, medians[name]):.0%}",
+            _share(report, contender),
         ]
-        for name, contender in contenders.items()
+        for name, contender in report["contenders"].items()
     ]
     heading = ["", "Sentences/s", "Speed", "Against", "Share of the peak"]
-    first = next(iter(contenders.values()))
+    first = next(iter(report["contenders"].values()))
     gap, where, versions = report["differences"], report["machine"], report["versions"]
     peaks = {name: f"{value / 1e9:,.0f} GFLOP/s in {name}" for name, value in report["gemm_flops"].items()}
     note = (
@@ -227,8 +234,10 @@ def table(report: Mapping[str, Any]) -> str:
     return f"{markdown_table(heading, rows)}\n\n{note}"
 
 
-def _share(report: Mapping[str, Any], contender: Mapping[str, Any], seconds: float) -> float:
-    return contender["passes"] * report["flops"] / seconds / report["gemm_flops"][contender["precision"]]
+def _share(report: Mapping[str, Any], contender: Mapping[str, Any]) -> str:
+    peak = report["gemm_flops"].get(contender["precision"])
+    flops = contender["passes"] * report["flops"] / statistics.median(contender["seconds"])
+    return "" if peak is None else f"{flops / peak:.0%}"
 
 
 if __name__ == "__main__":

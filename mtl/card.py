@@ -5,23 +5,22 @@ from typing import Any
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from configuration_mtl import MTLConfig, TaskConfig
+from configuration_mtl import MTLConfig
 from mtl.calibration_report import calibration_section
 from mtl.card_origin import Origin
 from mtl.card_pictures import embedding_section, pictures_section
+from mtl.card_tasks import tasks_section
 from mtl.card_training import limits_section, training_section
 from mtl.conflicts import summarize_conflicts
 from mtl.evaluation import EvaluationResult
+from mtl.markdown import code, literal
 from mtl.rejection import REJECTION_METRICS
 from mtl.sources import SourceConfig
 
-# The Hub's names of metrics, where they differ from ours.
-_HUB_METRIC = {"pearson": "pearsonr", "spearman": "spearmanr", "rmse": "rmse", "f1_macro": "f1", "f1_micro": "f1"}
-
-_SETTINGS = (
-    "hidden_size", "cosine_scale", "label_smoothing", "temperature", "margin", "symmetric", "out_of_scope_label"
-)  # fmt: skip
-"""Settings of a task that its row shows where they are not the default."""
+# The names that `evaluate` gives metrics, where they differ from ours.
+_HUB_METRIC = {
+    "pearson": "pearsonr", "spearman": "spearmanr", "f1_macro": "f1", "f1_micro": "f1", "mcc": "matthews_correlation"
+}  # fmt: skip
 
 
 def build_card(
@@ -65,13 +64,10 @@ def build_card(
     of_run = {task["name"] for task in report["tasks"]}
     body = [
         f"---\n{data.to_yaml()}\n---\n",
-        f"# {name}\n",
+        f"# {literal(name)}\n",
         f"{_encoder(config, origin)} with {heads} on one {config.pooling}-pooled, "
         f"{config.hidden_size}-dimensional sentence embedding.{_beginning(origin)}\n",
-        "## Tasks\n",
-        "| task | type | outputs | weight |\n|---|---|---|---|",
-        *(_task_row(task, is_kept=task.name not in of_run) for task in config.tasks),
-        "",
+        *tasks_section(config, kept=[task.name for task in config.tasks if task.name not in of_run]),
         *(_result_section(result, _caution(result, results, report)) for result in results),
         *calibration_section(report.get("calibration") or {}),
         *pictures_section(report),
@@ -120,7 +116,7 @@ def _licences_section(license: str | None, origin: Origin, sources: Sequence[Sou
     started = "the model it starts from" if origin.starts_from is not None else "the encoder"
     of_start = origin.license if origin.starts_from is not None else origin.encoder_license
     known = [("this model", license), (started, of_start)]
-    known += [(f"the data `{source.name}`", source.license) for source in sources]
+    known += [(f"the data {code(source.name)}", source.license) for source in sources]
     return "## Licences\n\n" + "".join(f"- {what}: {found or unknown}\n" for what, found in known)
 
 
@@ -131,41 +127,6 @@ def _encoder(config: MTLConfig, origin: Origin) -> str:
 
 def _beginning(origin: Origin) -> str:
     return "" if origin.starts_from is None else f" It starts from the multi-task model `{origin.starts_from}`."
-
-
-def _task_row(task: TaskConfig, *, is_kept: bool = False) -> str:
-    """Returns a task's row of the table; what is kept has a head of an earlier run, and no data in this one."""
-    names = list(task.labels or [])
-    if not task.has_head:
-        learned = "; ".join(["the embedding", *_own_settings(task)])
-        return f"| `{task.name}` | {task.problem_type}, loss {task.loss} | {learned} | {task.weight} |"
-    shown = ", ".join(names[:12]) + (f" … ({len(names)})" if len(names) > 12 else "") if names else task.num_labels
-    shown = "; ".join([str(shown), *_own_settings(task), *_decision(task)])
-    # A label may be any text, but a cell of a table is one line, and ends at a bar.
-    shown = " ".join(shown.split()).replace("|", "\\|")
-    weight = "kept: neither trained nor measured in this run" if is_kept else task.weight
-    return f"| `{task.name}` | {task.problem_type} | {shown} | {weight} |"
-
-
-def _own_settings(task: TaskConfig) -> list[str]:
-    """Returns what sets a task apart from one that only has its labels, as it was given."""
-    default = TaskConfig(task.name, task.problem_type, labels=task.labels, num_labels=task.num_labels, loss=task.loss)
-    return [f"{key} {getattr(task, key)}" for key in _SETTINGS if getattr(task, key) != getattr(default, key)]
-
-
-def _decision(task: TaskConfig) -> list[str]:
-    """Returns what turns logits into a decision, as it was fitted or set."""
-    said = []
-    if task.calibration_temperature is not None:
-        said.append(f"temperature {task.calibration_temperature:.4f}")
-    if task.label_thresholds is not None:
-        lowest, highest = min(task.label_thresholds), max(task.label_thresholds)
-        said.append(f"thresholds of the labels from {lowest:.4f} to {highest:.4f}")
-    if task.rejection_threshold is not None:
-        said.append(f"`{task.out_of_scope_label}` below {task.rejection_score} {task.rejection_threshold:.4f}")
-    if task.abstention_threshold is not None:
-        said.append(f"abstains below score {task.abstention_threshold:.4f}")
-    return said
 
 
 def _caution(result: EvaluationResult, results: Sequence[EvaluationResult], report: dict[str, Any]) -> list[str]:

@@ -6,6 +6,7 @@ from typing import Any
 from configuration_mtl import MTLConfig
 from mtl.calibration_report import calibration_limits
 from mtl.freeze_schedule import FreezeSchedule
+from mtl.markdown import cell, code_block, literal
 
 _ALWAYS = (
     "num_train_epochs", "max_steps", "per_device_train_batch_size", "gradient_accumulation_steps", "learning_rate",
@@ -30,13 +31,14 @@ def training_section(report: dict[str, Any], datasets: Sequence[str], command: s
     """
     rows = ", ".join(f"{split} {count:,}" for split, count in _of_splits(report, "rows").items())
     if _has_trained(report):
-        lines = "\n".join(f"| {key} | {value} |" for key, value in _shown_settings(report).items())
+        lines = "\n".join(f"| {key} | {cell(literal(value))} |" for key, value in _shown_settings(report).items())
         did, shown = _duration(report), f"| setting | value |\n|---|---|\n{lines}\n\n"
     else:
         did, shown = f"Nothing was trained, the model was measured in {report['precision']}.", ""
+    data = ", ".join(map(literal, datasets))
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     return (
-        f"## Training\n\n```bash\n{command}\n```\n\nData: {', '.join(datasets)}; rows: {rows}.\n\n{did}\n\n"
+        f"## Training\n\n{code_block(command, 'bash')}\n\nData: {data}; rows: {rows}.\n\n{did}\n\n"
         f"{shown}Versions: {versions}.\n"
     )
 
@@ -74,8 +76,10 @@ def _duration(report: dict[str, Any]) -> str:
     training, parameters = report["training"], report["parameters"]
     processes = training["num_processes"]
     where = "" if processes == 1 else f" in {processes} processes"
+    begun = training.get("resumed_at_step", 0)
+    since = f" from step {begun:,} on, where it was resumed" if begun else ""
     return (
-        f"Training took {training['train_runtime']:.0f} s{where}: {training['steps']:,} steps of "
+        f"Training took {training['train_runtime']:.0f} s{since}{where}: {training['steps']:,} steps of "
         f"{training['effective_batch_size']:,} rows, {training['epochs']:.3g} epochs, in {report['precision']}, with "
         f"{parameters['trained']:,} of {parameters['total']:,} parameters learning{_when(report)}."
     )

@@ -24,6 +24,9 @@ from mtl.verdict import Gain, judge
 
 LEVEL = 0.95
 """Probability with which the intervals of all tasks hold together, and that of the mean gain."""
+LEAST_ROWS = 20
+"""Labelled test rows that a task needs for an interval. Of one row it would be a point, and that of two equally good
+models would leave 0 out in two cases of five."""
 _SEED_OF_ROWS = 0
 _COSTS = ("training_seconds", "parameters", "disk_mib", "latency_ms")
 
@@ -68,7 +71,7 @@ def compare_parts(
     to_probe = _Differences.of(against_probe, resamples)
     factors = {name: _percent_factor(some, metrics[name]) for name, some in differences.scores.items()}
     cost = _cost(shared, singles, latency)
-    gains = [_gain(name, differences.of_task[name], factors[name]) for name in differences.of_task]
+    gains = [_gain(name, differences, factors[name]) for name in differences.of_task]
     words = _cost_in_words(cost, len(tasks))
     verdict = judge(gains, tolerance=tolerance, level=LEVEL, num_seeds=len(seeds), cost=words)
     figures = {
@@ -79,7 +82,7 @@ def compare_parts(
     }
     return {
         "tasks": figures,
-        "mean_relative_gain_percent": dataclasses.asdict(_mean_gain(differences, factors)),
+        "mean_relative_gain_percent": _mean_gain(differences, factors),
         "verdict": {
             "decision": verdict.decision,
             "split_off": list(verdict.split_off),
@@ -121,7 +124,10 @@ def _paired(
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class _Differences:
-    """Differences by task, with intervals that hold together; the scores by seed, and what the resamples gave."""
+    """Differences by task, with intervals that hold together; the scores by seed, and what the resamples gave.
+
+    A task with fewer than `LEAST_ROWS` rows has no interval.
+    """
 
     of_task: dict[str, Estimate]
     scores: dict[str, npt.NDArray[np.float64]]
@@ -129,7 +135,8 @@ class _Differences:
 
     @classmethod
     def of(cls, pairs: Sequence[PairedModels], resamples: int) -> "_Differences":
-        drawn = drawn_differences(pairs, resamples=resamples, seed=_SEED_OF_ROWS)
+        enough = [pair for pair in pairs if len(pair.labels) >= LEAST_ROWS]
+        drawn = drawn_differences(enough, resamples=resamples, seed=_SEED_OF_ROWS)
         scores = {pair.name: pair.scores() for pair in pairs}  # (2, seeds) each
         # Bonferroni: that any of the intervals misses is at most as likely as that one of `LEVEL` does.
         level = 1 - (1 - LEVEL) / max(1, len(drawn))
@@ -145,21 +152,25 @@ def _percent_factor(scores: npt.NDArray[np.float64], metric: str) -> float | Non
     return (-100.0 if metric in LOWER_IS_BETTER else 100.0) / abs(alone)
 
 
-def _gain(name: str, difference: Estimate, factor: float | None) -> Gain:
-    scaled = Estimate(None) if factor is None else difference.times(factor)
-    return Gain(name, scaled.value, scaled.low, scaled.high)
+def _gain(name: str, differences: _Differences, factor: float | None) -> Gain:
+    scaled = Estimate(None) if factor is None else differences.of_task[name].times(factor)
+    multi, single = np.isnan(differences.scores[name])  # (seeds,) each
+    return Gain(name, scaled.value, scaled.low, scaled.high, is_lost=bool((multi & ~single).any()))
 
 
-def _mean_gain(differences: _Differences, factors: Mapping[str, float | None]) -> Estimate:
-    names = [name for name, factor in factors.items() if factor is not None]
+def _mean_gain(differences: _Differences, factors: Mapping[str, float | None]) -> dict[str, Any]:
+    """Returns the mean gain with its interval, and the `tasks` that it is over: those with a gain in percent."""
+    names = [
+        name for name, factor in factors.items() if factor is not None and differences.of_task[name].value is not None
+    ]
     if not names:
-        return Estimate(None)
+        return {**dataclasses.asdict(Estimate(None)), "tasks": names}
     scaled: list[Any] = [factors[name] for name in names]
     scores = np.mean([differences.scores[name] * by for name, by in zip(names, scaled, strict=True)], axis=0)
     drawn = None
     if all(name in differences.drawn for name in names):
         drawn = np.mean([differences.drawn[name] * by for name, by in zip(names, scaled, strict=True)], axis=0)
-    return interval(scores, drawn, level=LEVEL)
+    return {**dataclasses.asdict(interval(scores, drawn, level=LEVEL)), "tasks": names}
 
 
 def _task_figures(pair: PairedModels, differences: _Differences, factor: float | None) -> dict[str, Any]:

@@ -165,8 +165,12 @@ class PartFolder:
         write_report(dict(settings), self.path / _FINGERPRINT)
 
     def remove(self) -> None:
-        """Removes the folder and all in it."""
-        shutil.rmtree(self.path, ignore_errors=True)
+        """Removes the folder and all in it, its settings last: cut off, it is still known to be of these."""
+        for name in (_RECORD, _PREDICTIONS):
+            (self.path / name).unlink(missing_ok=True)
+        for folder in (self.model, self.path):
+            if folder.exists():
+                shutil.rmtree(folder)
 
     def finish(self, record: dict[str, Any], predictions: Mapping[str, npt.NDArray]) -> None:
         """Writes predictions and figures; with the figures, which come last, the part is done."""

@@ -71,6 +71,12 @@ Fits = Iterator[tuple[float, Says]]
 
 
 def _classes(task: TaskConfig, embeddings: npt.NDArray, labels: npt.NDArray) -> Fits:
+    found = np.unique(labels)
+    if len(found) < 2:  # Nothing tells the one from others, and scikit-learn refuses it.
+        constant = np.where(np.arange(task.num_labels or 1) == found[0], 0.0, np.log(_LEAST))  # (C,)
+        for strength in INVERSE_STRENGTHS:
+            yield strength, lambda some: np.tile(constant, (len(some), 1))
+        return
     for strength, model in _logistic(embeddings, labels):
 
         def says(some: npt.NDArray, model: LogisticRegression = model) -> npt.NDArray:
@@ -114,6 +120,9 @@ def _numbers(task: TaskConfig, embeddings: npt.NDArray, labels: npt.NDArray) -> 
     columns = []
     for column in labels.reshape(len(labels), -1).T:
         given = ~np.isnan(column)  # (N,)
+        if not given.any():  # Of an output without a number nothing can be said.
+            columns.append([lambda some: np.zeros(len(some)) for _ in STRENGTHS])
+            continue
         models = [Ridge(alpha=alpha).fit(embeddings[given], column[given]) for alpha in STRENGTHS]
         columns.append([model.predict for model in models])
     yield from _side_by_side(STRENGTHS, columns)

@@ -61,10 +61,13 @@ def _signed(value: float | None, form: str) -> str:
 
 def _mean_gain(comparison: Mapping[str, Any]) -> str:
     level = 100 * comparison["plan"]["confidence_level"]
-    count = len(comparison["tasks"])
+    mean, count = comparison["mean_relative_gain_percent"], len(comparison["tasks"])
+    which = f"the {count} tasks"
+    if len(mean["tasks"]) < count:
+        which = f"{len(mean['tasks'])} of {which}, those with a gain in percent"
     return (
-        f"Mean relative gain over the {count} tasks: {_estimate(comparison['mean_relative_gain_percent'], '.2f')} %. "
-        f"Its interval holds with {level:g} %, those of the tasks with {level:g} % all together."
+        f"Mean relative gain over {which}: {_estimate(mean, '.2f')} %. Its interval holds with {level:g} %, those of "
+        f"the tasks with {level:g} % all together."
     )
 
 

@@ -110,10 +110,13 @@ def _short(text: Text) -> str:
 def shown(task: TaskConfig, prediction: Any) -> str:
     """Formats one prediction of `MTLModel.predict` as text."""
     if task.problem_type in CLASS_TYPES:
-        return f"{prediction['label']} ({prediction['score']:.2f})"
+        unsure = ", abstains" if prediction.get("abstains") else ""
+        return f"{prediction['label']} ({prediction['score']:.2f}{unsure})"
     if task.problem_type == MULTI_LABEL:
         return ", ".join(prediction["labels"]) or "none"
-    return f"{prediction:.2f}" if isinstance(prediction, float) else str(prediction)
+    if isinstance(prediction, float):
+        return f"{prediction:.2f}"
+    return ", ".join(f"{name} {value:.2f}" for name, value in prediction.items())
 
 
 def sample_truths(

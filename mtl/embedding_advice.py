@@ -52,7 +52,9 @@ def _of_similarity(before: Mapping[str, Any], after: Mapping[str, Any]) -> str |
 def _of_uniformity(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     old, new = before["uniformity"], after["uniformity"]
     measure = "Scored pairs (`similarity_pairs`) would tell what that means for search."
-    if old is None or new is None:
+    if new is None:
+        return "The embedding after training has no uniformity: rows are too few, or the training has diverged."
+    if old is None:
         return measure
     figures = f"uniformity went from {old:.2f} to {new:.2f}"
     if new >= old + CROWDING:

@@ -1,7 +1,7 @@
 """What an embedding looks like from within: rank correlation, neighbours, alignment, uniformity, and a plane of it.
 
-Every function takes unit vectors and gives plain numbers; what is undefined is `nan`. Memory grows with the rows, and
-not with their square.
+Every function takes unit vectors and gives plain numbers; what is undefined is `nan`, as all is of embeddings that are
+not finite, such as a diverged model gives. Memory grows with the rows, and not with their square.
 """
 
 from dataclasses import dataclass
@@ -76,8 +76,8 @@ def neighbour_purity(embeddings: Floats, classes: Ids, *, neighbours: int = NEIG
     """
     rows = len(classes)
     neighbours = min(neighbours, rows - 1)
-    if neighbours < 1:
-        return Purity(np.nan, np.nan, 0, rows)
+    if neighbours < 1 or not np.isfinite(embeddings).all():
+        return Purity(np.nan, np.nan, max(neighbours, 0), rows)
     # Euclidean distance orders unit vectors as the cosine does; without a query no row is its own neighbour.
     search = NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(embeddings)
     nearest = search.kneighbors(return_distance=False)  # (N, K)
@@ -131,7 +131,7 @@ def uniformity(embeddings: Floats) -> float:
         embeddings: Unit embeddings. Shape (N, H).
     """
     rows = len(embeddings)
-    if rows < 2:
+    if rows < 2 or not np.isfinite(embeddings).all():
         return np.nan
     blocks = pairwise_distances_chunked(
         embeddings.astype(np.float64),
@@ -144,13 +144,13 @@ def uniformity(embeddings: Floats) -> float:
 
 
 def plane(embeddings: Floats) -> Plane:
-    """Returns the first two principal components of an embedding, without randomness.
+    """Returns the first two principal components of an embedding, without randomness; one point if not all is finite.
 
     Args:
         embeddings: The embeddings. Shape (N, H).
     """
     rows = len(embeddings)
-    if rows < 2 or not np.ptp(embeddings, axis=0).any():
+    if rows < 2 or not np.isfinite(embeddings).all() or not np.ptp(embeddings, axis=0).any():
         return Plane(np.zeros((rows, 2)), None)
     components = min(2, *embeddings.shape)
     method = PCA(components, svd_solver="full")

@@ -17,7 +17,7 @@ from heads_mtl import task_loss
 from mtl.abstention import ABSTENTION_METRICS, abstention_metrics
 from mtl.metrics import METRICS, PRIMARY_METRIC, aggregate_score, compute_task_metrics
 from mtl.rejection import REJECTION_METRICS, THRESHOLD_METRICS, rejection_metrics, rejects
-from tasks_mtl import CLASS_TYPES, IGNORE_INDEX, OUT_OF_SCOPE_INDEX, valid_labels
+from tasks_mtl import CLASS_TYPES, IGNORE_INDEX, MULTI_LABEL, OUT_OF_SCOPE_INDEX, valid_labels
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ class EvaluationMetrics:
             outputs, targets = logits[task.name], labels[task.name]
             inside = np.where(targets == OUT_OF_SCOPE_INDEX, IGNORE_INDEX, targets) if rejects(task) else targets
             chosen = None
-            if task.label_thresholds is not None:
+            if task.problem_type == MULTI_LABEL:  # As `predict` decides, to the last digit of a float32 probability.
                 chosen = chosen_labels(task, torch.from_numpy(outputs)).numpy()  # (N, C)
             metrics = dict(compute_task_metrics(task.problem_type, outputs, inside, chosen=chosen))
             if metrics["support"] > 0:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mtl import figures_intervals, figures_map, figures_matrices, figures_outputs, figures_training
 from mtl.figure_style import png_bytes
 from mtl.report_splits import shown_split
+from tasks_mtl import MULTI_LABEL
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -31,6 +32,7 @@ class Plot:
     Args:
         kind: What it shows, such as `confusion`; with `task`, its name.
         task: Task that it is of, or empty.
+        part: Output of that task that it is of, where it has several and each has a figure.
         alt: What it shows in a sentence, for those who do not see it.
         data: All that it is drawn from, also what it has no room for; JSON-ready.
         draw: Draws it.
@@ -43,11 +45,12 @@ class Plot:
     data: Any
     draw: Callable[[], Figure]
     caption: str = ""
+    part: str = ""
 
     @property
     def name(self) -> str:
         """Its name as a file."""
-        return figure_name(self.kind, self.task)
+        return figure_name(self.kind, f"{self.task}-{self.part}" if self.part else self.task)
 
     @cached_property
     def figure(self) -> Figure:
@@ -162,18 +165,27 @@ def _of_outputs(name: str, task: Mapping[str, Any]) -> Iterator[Plot]:
         count, shown = len(confusion["matrix"]), len(figures_matrices.most_confused(confusion["matrix"]))
         which = f"{count} classes" if shown == count else f"the {shown} of {count} classes that are confused most"
         alt = f"Confusion matrix of the task {name}: how rows of {which} are predicted."
-        yield Plot("confusion", name, alt, confusion, lambda: figures_matrices.draw_confusion(confusion))
+        if shown:  # Of many classes of which none is confused there is nothing to show.
+            yield Plot("confusion", name, alt, confusion, lambda: figures_matrices.draw_confusion(confusion))
     if (calibration := task.get("calibration")) and calibration["bins"]:
-        alt = f"Accuracy by confidence of the task {name}; expected calibration error {calibration['ece']:.4f}."
-        yield Plot("reliability", name, alt, calibration, lambda: figures_outputs.draw_reliability(calibration))
+        of_labels = task["problem_type"] == MULTI_LABEL
+        what = "Share of rows that have a label by its probability" if of_labels else "Accuracy by confidence"
+        alt = f"{what}, of the task {name}; expected calibration error {calibration['ece']:.4f}."
+        draw = functools.partial(figures_outputs.draw_reliability, calibration, of_labels=of_labels)
+        yield Plot("reliability", name, alt, calibration, draw)
     for residuals in task.get("residuals", []):
-        which = f"{name}-{residuals['output']}" if len(task["residuals"]) > 1 else name
-        alt = f"Predicted by true numbers of {which}, {len(residuals['points'])} rows."
-        draw = functools.partial(figures_outputs.draw_predicted, residuals)
-        yield Plot("predicted", which, alt, residuals["points"], draw)
-        alt = f"Residuals of {which}: mean {residuals['mean']:.3g}, standard deviation {residuals['std']:.3g}."
-        data = {key: value for key, value in residuals.items() if key != "points"}
-        yield Plot("residuals", which, alt, data, functools.partial(figures_outputs.draw_residuals, residuals))
+        yield from _of_residuals(name, residuals, residuals["output"] if len(task["residuals"]) > 1 else "")
+
+
+def _of_residuals(name: str, residuals: Mapping[str, Any], part: str) -> Iterator[Plot]:
+    which = f"{name}, {part}" if part else name
+    alt = f"Predicted by true numbers of {which}, {len(residuals['points'])} rows."
+    draw = functools.partial(figures_outputs.draw_predicted, residuals, part)
+    yield Plot("predicted", name, alt, residuals["points"], draw, part=part)
+    alt = f"Residuals of {which}: mean {residuals['mean']:.3g}, standard deviation {residuals['std']:.3g}."
+    data = {key: value for key, value in residuals.items() if key != "points"}
+    draw = functools.partial(figures_outputs.draw_residuals, residuals, part)
+    yield Plot("residuals", name, alt, data, draw, part=part)
 
 
 def _of_slices(name: str, task: Mapping[str, Any], evidence: Mapping[str, Any]) -> Iterator[Plot]:
@@ -192,7 +204,8 @@ def _of_embedding(report: Mapping[str, Any]) -> Iterator[Plot]:
     if plane and plane["points"]:
         for name in plane["tasks"]:
             alt = f"Map of {len(plane['points'])} sentences by their embeddings, in the colours of their {name}."
-            yield Plot("map", name, alt, plane, functools.partial(figures_map.draw_map, plane, name))
+            own = {**plane, "tasks": {name: plane["tasks"][name]}}
+            yield Plot("map", name, alt, own, functools.partial(figures_map.draw_map, own, name))
 
 
 def _of_comparison(comparison: Mapping[str, Any]) -> Iterator[Plot]:

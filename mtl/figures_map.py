@@ -34,15 +34,18 @@ def draw_map(plane: Mapping[str, Any], task: str) -> Figure:
     labels, of_point = plane["tasks"][task]["labels"], plane["tasks"][task]["of_point"]
     figure, plot = new_plot(6.4, 4.6)
     named = set(frequent_labels(of_point))
+    marks: list[Any] = []
     for label in sorted({-1, *of_point}):
         points = [point for point, own in zip(plane["points"], of_point, strict=True) if own == label]
         colour, marker = (GRID, "o") if label < 0 else look(label)
-        name = one_line(labels[label], 26) if label in named else None
         if points:
-            style: Any = {"color": colour, "markersize": 3.2, "markeredgewidth": 0, "alpha": 0.8, "label": name}
-            plot.plot(*zip(*points, strict=True), marker, **style)
+            style: Any = {"color": colour, "markersize": 3.2, "markeredgewidth": 0, "alpha": 0.8}
+            drawn = plot.plot(*zip(*points, strict=True), marker, **style)
+            marks += drawn if label in named else []
     if named:
-        legend = plot.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.6)
+        # Given one by one: of the labels that it finds itself, matplotlib leaves out those that begin with `_`.
+        names = [one_line(labels[label], 26) for label in sorted(named)]
+        legend = plot.legend(marks, names, loc="center left", bbox_to_anchor=(1.0, 0.5), markerscale=1.6)
         if len({label for label in of_point if label >= 0}) > len(named):
             legend.set_title(f"the {len(named)} most frequent")
             legend.get_title().set_fontsize(8.5)

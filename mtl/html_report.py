@@ -18,6 +18,7 @@ from mtl.report_run import (
     conflicts_section,
     embedding_section,
     settings_section,
+    steps_of,
     training_section,
 )
 from mtl.report_splits import shown_split
@@ -167,7 +168,7 @@ def _facts(report: Mapping[str, Any], evidence: Mapping[str, Any] | None) -> lis
                 ends = interval(metric["low"], metric["high"], ".3f").text
                 facts.append(Fact(name, number(metric["value"]).text, f"{task['primary_metric']}, {ends}"))
     if seconds := (report.get("training") or {}).get("train_runtime"):
-        facts.append(Fact("training", duration(seconds), f"{report['training'].get('steps', 0):,} steps"))
+        facts.append(Fact("training", duration(seconds), steps_of(report["training"]).removesuffix(",")))
     if total := (report.get("parameters") or {}).get("total"):
         facts.append(
             Fact("parameters", f"{total / 1e6:.1f} M", f"{report['parameters']['trained'] / total:.0%} trained")

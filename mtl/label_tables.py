@@ -46,6 +46,8 @@ def label_table(task: TaskConfig, logits: npt.NDArray, labels: npt.NDArray) -> l
 
 
 def _of_label(said: npt.NDArray[np.bool_], true: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    if not len(true):  # All rows are out of scope; scikit-learn takes no empty array.
+        return {"precision": None, "recall": None, "f1": None, "support": 0, "predicted": 0}
     scores = sklearn.metrics.precision_recall_fscore_support(true, said, average="binary", zero_division=np.nan)
     shown = {key: json_number(float(value)) for key, value in zip(("precision", "recall", "f1"), scores, strict=False)}
     return {**shown, "support": int(true.sum()), "predicted": int(said.sum())}
@@ -91,7 +93,12 @@ def residuals(task: TaskConfig, logits: npt.NDArray, labels: npt.NDArray) -> lis
 
 def _described(said: npt.NDArray[np.float64], true: npt.NDArray[np.float64]) -> dict[str, Any]:
     rest = said - true  # (N,)
-    counts, edges = np.histogram(rest, bins=_HISTOGRAM_BINS)
+    low, high = rest.min(), rest.max()
+    # Edges must be different numbers, which between two large neighbouring ones there are not.
+    least = 2 * _HISTOGRAM_BINS * np.spacing(np.abs(rest).max())
+    pad = max(least - (high - low), float(low == high)) / 2
+    around = (low - pad, high + pad) if pad > 0 else (low, high)
+    counts, edges = np.histogram(rest, bins=_HISTOGRAM_BINS, range=around)
     order = np.argsort(true, kind="stable")
     shown = order[np.unique(np.linspace(0, len(order) - 1, min(_MOST_POINTS, len(order))).astype(int))]
     quantiles = zip(_QUANTILES, np.quantile(rest, _QUANTILES).tolist(), strict=True)

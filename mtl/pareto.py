@@ -4,12 +4,12 @@ The front is the set of those that no other dominates: Deb et al., "A Fast and E
 Algorithm: NSGA-II", IEEE Transactions on Evolutionary Computation 2002, section III.
 """
 
-import importlib
 import itertools
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from mtl.extras import require
 from mtl.metrics import LOWER_IS_BETTER
 
 
@@ -42,7 +42,7 @@ def draw_fronts(results: Mapping[str, Any], folder: Path) -> list[Path]:
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    optional_module("matplotlib")
+    require("matplotlib", extra="search", what="A search")
     metrics = results["settings"]["metrics"]
     files = []
     for first, second in itertools.combinations(metrics, 2):
@@ -87,15 +87,3 @@ def _draw(
     plot.grid(alpha=0.3)
     plot.legend()
     figure.savefig(path)
-
-
-def optional_module(name: str) -> Any:
-    """Imports a module of the extra `search`.
-
-    Raises:
-        ImportError: If it is not installed; the message names the extra.
-    """
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise ImportError(f"A search needs {name}: `pip install {name}`.") from error

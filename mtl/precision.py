@@ -2,7 +2,7 @@
 
 import torch
 
-import inference_mtl
+import passes_mtl
 
 
 def has_fast_bf16(use_cpu: bool = False) -> bool:
@@ -12,4 +12,4 @@ def has_fast_bf16(use_cpu: bool = False) -> bool:
         use_cpu: Whether training stays on the CPU although there is an accelerator.
     """
     accelerator = None if use_cpu else torch.accelerator.current_accelerator(check_available=True)
-    return inference_mtl.has_fast_bf16(torch.device("cpu") if accelerator is None else accelerator)
+    return passes_mtl.has_fast_bf16(torch.device("cpu") if accelerator is None else accelerator)

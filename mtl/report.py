@@ -74,10 +74,25 @@ def environment(device: Any) -> dict[str, Any]:
 
 
 def write_report(report: dict[str, Any], path: Path) -> None:
-    """Writes a report as JSON, in one step, so that an interrupted write leaves none or the old one."""
+    """Writes a report as JSON, in one step, so that an interrupted write leaves none or the old one.
+
+    Numbers that JSON does not have, as a diverged training leaves them, are None.
+    """
     draft = path.with_suffix(".tmp")
-    draft.write_text(json.dumps(report, indent=2, default=str, allow_nan=False) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    try:
+        content = json.dumps(_with_finite_numbers(report), indent=2, default=str, allow_nan=False)
+        draft.write_text(content + "\n", encoding="utf-8")
+        os.replace(draft, path)
+    finally:
+        draft.unlink(missing_ok=True)  # It is there only if something went wrong, such as a full disk.
+
+
+def _with_finite_numbers(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _with_finite_numbers(some) for key, some in value.items()}
+    if isinstance(value, list | tuple):
+        return [_with_finite_numbers(some) for some in value]
+    return json_number(value) if isinstance(value, float) else value
 
 
 def peak_memory_mib() -> float:

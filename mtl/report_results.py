@@ -16,6 +16,7 @@ MOST_ERRORS = 1000
 """Count of errors in a page, of all tasks together."""
 _LONGEST_TEXT = 400
 _MOST_PAIRS = 12
+_MOST_PATTERNS = 20
 
 
 def results_section(report: Mapping[str, Any], evidence: Mapping[str, Any] | None, pick: Pick) -> Section | None:
@@ -100,18 +101,19 @@ def _about_calibration(calibration: Mapping[str, Any] | None) -> str:
 
 def _about_confusion(name: str, confusion: Mapping[str, Any]) -> Iterator[Block]:
     labels, matrix = confusion["labels"], confusion["matrix"]
+    pairs = confused_pairs(matrix)
+    if not pairs:
+        yield Text("No row is taken for one of another class.")
+        return
     if (shown := len(most_confused(matrix))) < len(matrix):
         yield Text(
             f"The matrix has the {shown} of {len(matrix)} classes that the most frequent confusions are between; its "
             f"last column has what is taken for any other. All are in figures/{figure_name('confusion', name)}.json."
         )
-    pairs = confused_pairs(matrix)
-    if not pairs:
-        return
     rows = [
         [
-            Cell(labels[true]),
-            Cell(labels[said]),
+            Cell(_cut(labels[true])),
+            Cell(_cut(labels[said])),
             count(matrix[true][said]),
             _share(matrix[true][said], sum(matrix[true])),
         ]
@@ -133,7 +135,7 @@ def _label_table(name: str, labels: Sequence[Mapping[str, Any]]) -> Table:
     rows = []
     for some in sorted(labels, key=lambda some: -1.0 if some["f1"] is None else some["f1"]):
         f1 = Cell(number(some["f1"], ".3f").text, some["f1"], share=some["f1"])
-        cells = [Cell(some["label"]), f1, number(some["precision"], ".3f"), number(some["recall"], ".3f")]
+        cells = [Cell(_cut(some["label"])), f1, number(some["precision"], ".3f"), number(some["recall"], ".3f")]
         cells += [count(some["support"]), count(some["predicted"])]
         rows.append([*cells, *([number(some["threshold"], ".3f")] if has_thresholds else [])])
     caption = f"The {len(labels)} labels of {name}, the lowest F1 first"
@@ -163,7 +165,7 @@ def slices_section(evidence: Mapping[str, Any], pick: Pick) -> Section | None:
     blocks += [Pictures([picture]) for name in evidence["tasks"] for picture in pick("slices", task=name)]
     rows = [
         [
-            *(Cell(str(text)) for text in (part["by"], part["value"], task, some["metric"])),
+            *(Cell(_cut(str(text))) for text in (part["by"], part["value"], task, some["metric"])),
             number(some["value"]),
             interval(some["low"], some["high"]),
             count(some["support"]),
@@ -191,11 +193,11 @@ def errors_section(evidence: Mapping[str, Any]) -> Section | None:
     rows = [
         [
             Cell(name),
-            _prose(error["text"]),
-            Cell(error["label"]),
-            Cell(error["predicted"]),
+            Cell(_cut(error["text"]), is_prose=True),
+            Cell(_cut(error["label"])),
+            Cell(_cut(error["predicted"])),
             number(error["score"], ".3f"),
-            Cell(error["source"]),
+            Cell(_cut(error["source"])),
             count(error["row"]),
         ]
         for name, error in shown
@@ -205,9 +207,9 @@ def errors_section(evidence: Mapping[str, Any]) -> Section | None:
     return Section("errors", "Errors", [Text(text), table])
 
 
-def _prose(text: str) -> Cell:
-    shown = text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…"
-    return Cell(shown, is_prose=True)
+def _cut(text: str) -> str:
+    """Returns a text of the data, of whatever length, as long as a cell has room for."""
+    return text if len(text) <= _LONGEST_TEXT else f"{text[: _LONGEST_TEXT - 1]}…"
 
 
 def coverage_section(evidence: Mapping[str, Any]) -> Section | None:
@@ -225,10 +227,12 @@ def coverage_section(evidence: Mapping[str, Any]) -> Section | None:
     heads = ("source", "rows", *tasks)
     patterns = [
         [Cell(", ".join(pattern["tasks"]) or "no task"), _part(pattern["rows"], coverage["rows"])]
-        for pattern in coverage["patterns"]
+        for pattern in coverage["patterns"][:_MOST_PATTERNS]
     ]
+    found = coverage.get("num_patterns", len(coverage["patterns"]))
+    which = f": the {_MOST_PATTERNS} most frequent of {found:,} sets" if found > _MOST_PATTERNS else ""
     by_source = Table("Labelled rows by source", heads, rows, _from(1, len(heads)))
-    together = Table("Tasks that are labelled together", ("tasks", "rows"), patterns, frozenset({1}))
+    together = Table(f"Tasks that are labelled together{which}", ("tasks", "rows"), patterns, frozenset({1}))
     return Section("coverage", "Coverage of labels", [by_source, together])
 
 

@@ -39,7 +39,7 @@ def _about_training(report: Mapping[str, Any]) -> str:
     training, parameters = report.get("training") or {}, report.get("parameters") or {}
     told = []
     if training.get("train_runtime"):
-        told.append(f"{training.get('steps', 0):,} steps in {duration(training['train_runtime'])}")
+        told.append(f"{steps_of(training)} in {duration(training['train_runtime'])}")
     if training.get("train_samples_per_second"):
         told.append(f"{training['train_samples_per_second']:,.1f} rows a second")
     if report.get("precision"):
@@ -47,6 +47,12 @@ def _about_training(report: Mapping[str, Any]) -> str:
     if parameters:
         told.append(f"{parameters['trained']:,} of {parameters['total']:,} parameters learning")
     return f"{', '.join(told)}." if told else ""
+
+
+def steps_of(training: Mapping[str, Any]) -> str:
+    """Returns which steps the time of a training is of: of one that was resumed the last ones."""
+    steps, begun = training.get("steps", 0), training.get("resumed_at_step", 0)
+    return f"steps {begun + 1:,} to {steps:,}, after a resume," if begun else f"{steps:,} steps"
 
 
 def conflicts_section(report: Mapping[str, Any], pick: Pick) -> Section | None:

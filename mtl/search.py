@@ -23,8 +23,9 @@ from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.content_keys import key_of
 from mtl.evaluation import json_number
+from mtl.extras import require
 from mtl.metrics import LOWER_IS_BETTER, PRIMARY_METRIC
-from mtl.pareto import draw_fronts, optional_module, pareto_front
+from mtl.pareto import draw_fronts, pareto_front
 from mtl.report import write_report
 from mtl.search_space import RATES, SearchConfig
 from mtl.search_summary import trial_line
@@ -105,7 +106,8 @@ def check_search(
         ValueError: If there is nothing to evaluate on, several processes run, what is sampled has no effect, or the
             journal of an earlier search cannot be read.
     """
-    modules = optional_module("optuna"), optional_module("matplotlib")
+    words: dict[str, Any] = {"extra": "search", "what": "A search"}
+    modules = require("optuna", **words), require("matplotlib", **words)
     args: Any = trainer.args
     if trainer.eval_dataset is None or args.world_size > 1:
         raise ValueError(

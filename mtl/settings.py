@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -19,6 +20,7 @@ EMBEDDED_BACKBONE = "embedded"
 EMBEDDED_BACKBONE_NAME = "sentence-transformers/all-MiniLM-L6-v2"
 EMBEDDED_BACKBONE_LICENSE = "apache-2.0"
 DEFAULT_MAX_LENGTH = 128
+_LICENSE = re.compile(r"[a-z0-9][a-z0-9.+-]*")
 _EXCLUSIVE = ({"freeze", "freeze_schedule"},)
 """Settings of which a run has one."""
 
@@ -123,6 +125,7 @@ class RunSettings:
     def __post_init__(self) -> None:
         """Checks that there is something to learn, and from where."""
         self.teacher = [self.teacher] if isinstance(self.teacher, str) else list(self.teacher or ())
+        self._check_card()
         for name in ("tasks", "sources"):
             if not getattr(self, name):
                 raise ValueError(f"No {name} are given. List them under `{name}:` in the YAML file.")
@@ -136,6 +139,18 @@ class RunSettings:
             raise ValueError(f"`search` must be a mapping such as `{{n_trials: 20}}`; found {self.search!r}.")
         if self.other_tasks not in ("error", "keep", "remove"):
             raise ValueError(f"other_tasks is {self.other_tasks!r}. Use 'error', 'keep' or 'remove'.")
+
+    def _check_card(self) -> None:
+        """Refuses what the Hub would refuse in the card, after the training."""
+        self.language = [self.language] if isinstance(self.language, str) else self.language
+        # YAML reads `no`, the code of Norwegian, as false.
+        if not all(isinstance(code, str) for code in self.language or ()):
+            raise ValueError(f"language is {self.language!r}. Give a list of codes in quotes, such as `['en', 'no']`.")
+        if self.license is not None and not _LICENSE.fullmatch(self.license):
+            raise ValueError(
+                f"license is {self.license!r}, but the Hub takes names in lower case without spaces, such as "
+                "`apache-2.0` or `cc-by-4.0`, and `other` for what it does not know."
+            )
 
     def source_configs(self) -> list[SourceConfig]:
         """Returns the sources."""

@@ -13,6 +13,8 @@ from mtl.weighted_metrics import labelled_rows
 
 MOST_VALUES = 30
 """Count of the values of a column that are a slice each; rarer ones are left out."""
+MOST_PATTERNS = 100
+"""Count of sets of tasks that are labelled together; of many tasks each row may have its own."""
 _QUARTERS = (0.25, 0.5, 0.75)
 
 
@@ -24,8 +26,8 @@ def coverage(labels: Mapping[str, npt.NDArray], sources: Sequence[str]) -> dict[
         sources: Name of each row's source.
 
     Returns:
-        `rows`; `labelled`, rows by task; `patterns`, each `tasks` that are labelled together with its `rows`, the most
-        frequent first; and `by_source`, of each source its `rows` and those `labelled` by task.
+        `rows`; `labelled`, rows by task; `patterns`, each `tasks` that are labelled together with its `rows`, the 100
+        most frequent ones of `num_patterns`; and `by_source`, of each source its `rows` and those `labelled` by task.
     """
     known = {task: labelled_rows(values) | _is_outside(values) for task, values in labels.items()}  # (N,) each
     names = np.asarray(sources, dtype=object)
@@ -42,7 +44,8 @@ def coverage(labels: Mapping[str, npt.NDArray], sources: Sequence[str]) -> dict[
     return {
         "rows": len(names),
         "labelled": {task: int(some.sum()) for task, some in known.items()},
-        "patterns": [{"tasks": list(pattern), "rows": rows} for pattern, rows in counted.most_common()],
+        "patterns": [{"tasks": list(pattern), "rows": rows} for pattern, rows in counted.most_common(MOST_PATTERNS)],
+        "num_patterns": len(counted),
         "by_source": by_source,
     }
 

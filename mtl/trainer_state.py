@@ -62,7 +62,10 @@ class StateTrainer(AdapterTrainer):
             )
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
-        if not self.control.should_training_stop:  # As a callback may say before the first step.
+        # A callback may say so before the first step. The base class looks after steps alone, and so would make one
+        # more from the checkpoint of the last step, where that is amid an epoch.
+        is_over = self.control.should_training_stop or self.state.global_step >= self.state.max_steps
+        if not is_over:
             super()._run_epoch(*args, **kwargs)
 
     def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:

@@ -141,8 +141,9 @@ def _numbers(task: TaskConfig, logits: npt.NDArray, labels: npt.NDArray) -> Weig
         for said, true, rows in columns:
             some = counts[:, rows]  # (R, n)
             plain, ranked = ([kind(side, some) for side in (said, true)] for kind in (_repeated, _ranks))
-            found["pearson"].append(_correlation(plain, some))
-            found["spearman"].append(_correlation(ranked, some))
+            varies = _varies(said, some) & _varies(true, some)  # (R,)
+            for key, both in (("pearson", plain), ("spearman", ranked)):
+                found[key].append(np.where(varies, _correlation(both, some), np.nan))
             if "rmse" in found:
                 found["rmse"].append(np.sqrt(_over(some @ (said - true) ** 2, some.sum(axis=1))))
         # An output of which a resample has no row is left out, one in which the figure is undefined is not.
@@ -165,18 +166,19 @@ def _repeated(values: Floats, counts: Floats) -> Floats:
     return np.broadcast_to(values, counts.shape)
 
 
+def _varies(values: Floats, counts: Floats) -> npt.NDArray[np.bool_]:
+    """Returns whether the values, (N,), of the drawn rows differ, (R,)."""
+    least, most = (np.where(counts > 0, sign * values, -np.inf).max(axis=1) * sign for sign in (-1, 1))  # (R,) each
+    # What float32 rounds away is no spread, and its ranks are none either, as in `mtl.metrics`.
+    return most - least > 4 * np.finfo(np.float32).eps * np.maximum(np.abs(least), np.abs(most))
+
+
 def _correlation(both: Sequence[Floats], counts: Floats) -> Floats:
-    """Returns Pearson's r of two sides, (R, N) each, (R,); nan for a constant one."""
+    """Returns Pearson's r of two sides, (R, N) each, (R,), where both vary."""
     total = counts.sum(axis=1, keepdims=True)  # (R, 1)
-    sides = []
-    for side in both:
-        centred = side - _over((counts * side).sum(axis=1, keepdims=True), total)
-        least, most = (np.where(counts > 0, sign * side, -np.inf).max(axis=1) * sign for sign in (-1, 1))  # (R,) each
-        # What float32 rounds away is no spread, as in `mtl.metrics`.
-        step = 4 * np.finfo(np.float32).eps * np.maximum(np.abs(least), np.abs(most))
-        sides.append((centred, np.where(most - least > step, (counts * centred**2).sum(axis=1), np.nan)))
-    (a, aa), (b, bb) = sides
-    return np.clip((counts * a * b).sum(axis=1) / np.sqrt(aa * bb), -1.0, 1.0)
+    a, b = (side - _over((counts * side).sum(axis=1, keepdims=True), total) for side in both)  # (R, N) each
+    squares = (counts * a**2).sum(axis=1) * (counts * b**2).sum(axis=1)  # (R,)
+    return np.clip(_over((counts * a * b).sum(axis=1), np.sqrt(squares)), -1.0, 1.0)
 
 
 def _triplets(task: TaskConfig, logits: npt.NDArray, labels: npt.NDArray) -> Weighing:

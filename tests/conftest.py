@@ -23,7 +23,7 @@ for _name in ("HF_HUB_CACHE", "HF_DATASETS_CACHE", "HF_MODULES_CACHE", "HF_ASSET
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
-from datasets import DatasetDict  # noqa: E402
+from datasets import DatasetDict, enable_progress_bars  # noqa: E402
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors  # noqa: E402
 from transformers import AutoConfig, AutoModel, BatchEncoding, PreTrainedModel, PreTrainedTokenizerFast  # noqa: E402
 from transformers.utils import logging as transformers_logging  # noqa: E402
@@ -131,10 +131,12 @@ def make_toy_rows(n: int, seed: int = 0) -> list[dict[str, Any]]:
 
 @pytest.fixture(autouse=True)
 def log_levels() -> Iterator[None]:
-    """Takes back the levels that a program sets for its own process; `TrainingArguments` goes by them too."""
+    """Takes back what a program sets for its own process; `TrainingArguments` goes by the levels too."""
     loggers = [logging.getLogger(name) for name in ("mtl", "merge_models", "train_setup", "train_trainer")]
     before, verbosity = [logger.level for logger in loggers], transformers_logging.get_verbosity()
     yield
+    transformers_logging.enable_progress_bar()  # What `--quiet` switches off is off for the process.
+    enable_progress_bars()
     transformers_logging.set_verbosity(verbosity)
     for logger, level in zip(loggers, before, strict=True):
         logger.setLevel(level)

@@ -25,6 +25,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 from urllib.parse import parse_qs, unquote
 
+from hub_metadata import metadata_errors
+
 USER = "tester"
 LFS_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".onnx", ".model", ".h5", ".npz", ".pkl", ".parquet", ".zip")
 LFS_MIN_BYTES = 10 * 1024 * 1024  # the Hub takes no larger file as a regular one, whatever its name
@@ -240,7 +242,8 @@ class _Handler(BaseHTTPRequestHandler):
         return {"type": "user", "name": USER, "orgs": [], "auth": {"accessToken": {"role": "write"}}}, 200, {}
 
     def _validate_yaml(self) -> _Reply:
-        return {"errors": [], "warnings": []}, 200, {}
+        errors = [{"message": message} for message in metadata_errors(json.loads(self.body)["content"])]
+        return {"errors": errors, "warnings": []}, 400 if errors else 200, {}
 
     def _create_repo(self) -> _Reply:
         request = json.loads(self.body)

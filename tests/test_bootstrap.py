@@ -82,6 +82,21 @@ def test_weighted_figures_are_those_of_the_repeated_rows(kind: str) -> None:
             assert values[place] == pytest.approx(expected[key], abs=1e-9, nan_ok=True), (key, place)
 
 
+@pytest.mark.parametrize(
+    "task", [TaskConfig("a", REGRESSION), TaskConfig("a", SCORED_PAIRS)], ids=[REGRESSION, SCORED_PAIRS]
+)
+def test_rounding_of_a_constant_has_no_ranks(task: TaskConfig) -> None:
+    rng = np.random.default_rng(3)
+    # All outputs are 1 but for the last digit, as the cosines of an encoder that has collapsed to a point.
+    logits = np.where(rng.random(ROWS) < 0.5, np.nextafter(np.float32(1), np.float32(0)), np.float32(1))
+    labels = rng.normal(size=ROWS).astype(np.float32)
+    figures = compute_task_metrics(task.problem_type, logits, labels)
+    ends = metric_intervals(task, logits, labels, resamples=20)
+    for key in ("pearson", "spearman"):
+        assert np.isnan(figures[key])
+        assert ends[key] == {"low": None, "high": None}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_interval_holds_the_figure_and_a_wider_one_more(kind: str) -> None:
     task, logits, labels = case(kind)

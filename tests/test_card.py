@@ -1,11 +1,13 @@
 """The model card, where a whole run does not show it."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import MakeModel, SaveBackbone
+from hub_metadata import metadata_errors
 from huggingface_hub import ModelCard
 
 from configuration_mtl import MTLConfig, TaskConfig
@@ -33,6 +35,63 @@ def test_labels_do_not_break_the_table_of_tasks(tiny_model: MakeModel) -> None:
     config = tiny_model(tasks=[TaskConfig("answer", labels=("yes|no", "both\nof them", "é"))]).config
     card = card_of(config)
     assert "| `answer` | single_label_classification | yes\\|no, both of them, é | 1.0 |\n" in card
+
+
+def test_all_labels_are_told_where_the_table_has_no_room(tiny_model: MakeModel) -> None:
+    many, long = tuple(f"intent_{number}" for number in range(30)), ("<!-- " + "x" * 80, "plain")
+    tasks = [TaskConfig("few", labels=("a", "b")), TaskConfig("many", labels=many), TaskConfig("long", labels=long)]
+    card = card_of(tiny_model(tasks=tasks).config)
+    assert f"| `many` | single_label_classification | {', '.join(many[:12])} … (30) | 1.0 |\n" in card
+    assert f"| `long` | single_label_classification | `<!-- {'x' * 54}…`, plain | 1.0 |\n" in card
+    lists = [f"labels of {name}</summary>\n\n{shown}\n\n</details>\n" for name, shown in (
+        ("many", ", ".join(many)), ("long", f"`{long[0]}`, plain")
+    )]  # fmt: skip
+    assert all(part in card for part in lists)
+    assert card.count("<details>") == 2
+
+
+HOSTILE = "```\n</details> | <b>*x*"
+
+
+def test_arbitrary_texts_do_not_break_the_card(tiny_model: MakeModel) -> None:
+    config = tiny_model(tasks=[TaskConfig("topic", labels=(HOSTILE, "b"))]).config
+    settings = dict.fromkeys(("max_steps", "teacher", "teacher_annealing", "early_stopping_patience"))
+    settings |= {"max_steps": 3, "load_best_model_at_end": False, "freeze": HOSTILE}
+    training = {"train_runtime": 1.0, "num_processes": 1, "steps": 3, "effective_batch_size": 8, "epochs": 1.0}
+    report = {**REPORT, "settings": settings, "training": training, "parameters": {"trained": 1, "total": 2}}
+    source = SourceConfig("d.csv", name=HOSTILE)
+    card = card_of(config, name=HOSTILE, sources=[source], report=report, command=f"python a.py '{HOSTILE}'")
+    shown = "```` ``` </details> | <b>*x* ````"
+    assert f"\n# {shown}\n" in card
+    assert f"Data: {shown}; rows: test 3." in card
+    assert f"| freeze | {shown.replace('|', chr(92) + '|')} |\n" in card
+    assert f"````bash\npython a.py '{HOSTILE}'\n````\n" in card
+    assert f"- the data {shown}: not given" in card
+    assert ModelCard(card).data.to_dict()["tags"][0] == "multi-task"
+
+
+def test_resumed_training_says_what_its_time_is_of(tiny_model: MakeModel) -> None:
+    settings = {"max_steps": 30, "teacher": None, "load_best_model_at_end": False, "early_stopping_patience": None}
+    training = {"train_runtime": 9.0, "num_processes": 1, "steps": 30, "effective_batch_size": 8, "epochs": 1.0}
+    report = {**REPORT, "settings": settings, "training": training, "parameters": {"trained": 1, "total": 2}}
+    assert "Training took 9 s: 30 steps of 8 rows" in card_of(tiny_model().config, report=report)
+    training["resumed_at_step"] = 20
+    card = card_of(tiny_model().config, report=report)
+    assert "Training took 9 s from step 20 on, where it was resumed: 30 steps of 8 rows" in card
+
+
+def test_metadata_is_what_the_hub_takes(tiny_model: MakeModel) -> None:
+    measured = {"topic": {"accuracy": 0.5, "mcc": math.nan, "loss": 1.0, "support": 3}}
+    results = [EvaluationResult("test", 3, 0.5, measured, {"topic": "accuracy"}, 1.0)]
+    known: dict[str, Any] = {"license": "apache-2.0", "language": ["en"], "results": results, "name": "you/m"}
+    card = card_of(tiny_model().config, **known, origin=Origin("some/encoder"))
+    assert metadata_errors(card) == []
+    data: Any = ModelCard(card).data
+    assert [some.metric_type for some in data.eval_results] == ["accuracy"]
+    wrong = card_of(tiny_model().config, **{**known, "license": "CC BY 4.0", "language": ["English"], "name": " "})
+    found = " ".join(metadata_errors(wrong))
+    assert "'CC BY 4.0'" in found and "'English'" in found and '"model-index[].name" is required' in found
+    assert metadata_errors(card.replace("value: 0.5", "value: .nan")) != []
 
 
 def test_settings_of_tasks_are_shown_where_they_are_not_the_default(tiny_model: MakeModel) -> None:

@@ -369,6 +369,27 @@ def test_a_task_without_a_head_is_trained_along_and_compared_by_its_metric(
     assert MTLModel.from_pretrained(single.model).config.task_names == ["topic"]
 
 
+@pytest.mark.slow
+def test_pairs_have_the_same_negatives_in_every_part(
+    write_settings: WriteSettings, tmp_path: Path, toy_rows: ToyRows
+) -> None:
+    for split, count, seed in (("train", 40, 5), ("dev", 20, 6), ("test", 40, 7)):
+        rows = toy_rows(2 * count, seed)
+        pairs = [{"text": one["text"], "other": two["text"]} for one, two in zip(rows[::2], rows[1::2], strict=True)]
+        (tmp_path / f"pairs-{split}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in pairs))
+    own = {split: f"{split}.jsonl" for split in ("train", "dev", "test")}
+    of_pairs = {"name": "pairs", "files": {split: f"pairs-{file}" for split, file in own.items()}}
+    sources = [{"name": "toy", "files": own, "labels": {"topic": "topic"}}]
+    sources.append({**of_pairs, "compare_with": ["other"], "pairs": ["near"]})
+    tasks = [{"name": "topic"}, {"name": "near", "problem_type": "positive_pairs"}]
+    # An encoder that does not move: all three have the same embedding, but other rows beside the pairs.
+    still = {"learning_rate": 1e-12, "per_device_eval_batch_size": 8, "load_best_model_at_end": False}
+    settings = write_settings(tasks=tasks, sources=sources, **still)
+    near = command.main([settings, "--seeds", "0", "--resamples", "100"])["tasks"]["near"]
+    assert 0 < near["single_task"]["mean"] < 1
+    assert near["multi_task"]["mean"] == near["probe"]["mean"] == near["single_task"]["mean"]
+
+
 def test_a_task_without_test_labels_is_trained_along_only(write_settings: WriteSettings, tmp_path: Path) -> None:
     for split in ("dev", "test"):
         rows = [

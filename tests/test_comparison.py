@@ -110,6 +110,52 @@ def test_without_a_difference_nothing_is_claimed() -> None:
     assert kept["decision"] == "keep together"
 
 
+def first_rows(some: list[FinishedPart], count: int) -> list[FinishedPart]:
+    """Returns parts that were measured on the first rows of the split alone."""
+    cut = []
+    for one in some:
+        kept = one.places < count
+        both: Any = [{name: values[kept] for name, values in of.items()} for of in (one.logits, one.labels)]
+        cut.append(dataclasses.replace(one, places=one.places[kept], logits=both[0], labels=both[1]))
+    return cut
+
+
+def test_few_rows_have_no_interval_and_agreement_on_them_excludes_no_harm() -> None:
+    few = compared(first_rows(parts(seeds=(0,)), 45))["tasks"]  # Of `up`, 20 of these are out of scope.
+    assert few["up"]["support"] < 20 <= few["down"]["support"]
+    assert few["up"]["difference"]["low"] is None
+    assert few["up"]["verdict"] == "not judged"
+    assert few["down"]["difference"]["low"] is not None
+    # Alike on all rows: a harm on one row of 20 would leave no trace on so few in one case of three.
+    alike = {name: (1.0 if name != "size" else 0.0) for name in METRICS}
+    results = compared(
+        [
+            *first_rows([part(MULTI, tuple(METRICS), 0, alike)], 60),
+            *(first_rows([part(SINGLE, (name,), 0, alike)], 60)[0] for name in METRICS),
+        ],
+        tolerance=1.0,
+    )
+    assert results["tasks"]["down"]["difference"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+    assert results["verdict"]["decision"] == "no evidence"
+
+
+def test_a_figure_that_is_lost_is_no_ground_to_keep() -> None:
+    best = {"up": 0.99, "down": 0.99, "size": 0.1}
+    whole, *rest = parts(seeds=(0,), multi=best)
+    by_pearson = {**METRICS, "size": "pearson"}
+    assert compare_parts([whole, *rest], TASKS, metrics=by_pearson)["verdict"]["decision"] == "keep together"
+    constant = dataclasses.replace(whole, logits={**whole.logits, "size": np.ones_like(whole.logits["size"])})
+    results = compare_parts([constant, *rest], TASKS, metrics=by_pearson)
+    assert results["verdict"]["decision"] == "no evidence"
+    assert "size has no figure at all where it has one alone" in results["verdict"]["text"]
+    # The mean over the tasks is over those that have a gain, and says so.
+    mean = results["mean_relative_gain_percent"]
+    assert mean["tasks"] == ["up", "down"]
+    gains = [results["tasks"][name]["relative_gain_percent"] for name in mean["tasks"]]
+    assert mean["value"] == pytest.approx(np.mean(gains))
+    assert "Mean relative gain over 2 of the 3 tasks, those with a gain in percent: +" in table_of(results)
+
+
 def test_figures_are_those_of_the_rows_with_a_label() -> None:
     results = compared(parts((0,)))
     truth, own = truths(), parts((0,))
@@ -186,15 +232,20 @@ def test_a_figure_of_zero_alone_has_no_percent() -> None:
     assert up["difference"]["low"] > 0
 
 
+def table_of(results: dict[str, Any]) -> str:
+    """Returns a comparison as Markdown, with a plan and a machine."""
+    plan = {"seeds": [0, 1, 2], "max_steps": 5, "rows_per_step": 8, "confidence_level": 0.95}
+    plan["parts"] = {"all tasks": {"epochs": 1.0}}
+    machine, versions = {"cpu_count": 2, "platform": "Linux"}, {"torch": "2", "transformers": "5"}
+    return comparison_tables({**results, "plan": plan, "machine": machine, "versions": versions, "precision": "fp32"})
+
+
 def test_tables_tell_the_figures() -> None:
     pairs = [part(PAIR, ("up", "down"), seed, {"up": 1.0, "down": 0.5}) for seed in (0, 1, 2)]
     latency = {"multi_task": 8.0, "single_task": 20.0, "about": {"texts": 32, "device": "cpu", "repeats": 5}}
     results = compared([*parts(), *pairs], latency=latency)
-    plan = {"seeds": [0, 1, 2], "max_steps": 5, "rows_per_step": 8, "confidence_level": 0.95}
-    plan["parts"] = {"all tasks": {"epochs": 1.0}}
-    machine = {"cpu_count": 2, "platform": "Linux"}
-    results |= {"plan": plan, "machine": machine, "versions": {"torch": "2", "transformers": "5"}, "precision": "fp32"}
-    text = comparison_tables(results)
+    text = table_of(results)
+    assert "Mean relative gain over the 3 tasks: " in text
     figures = results["tasks"]["up"]
     mean, spread = figures["multi_task"]["mean"], figures["multi_task"]["std"]
     assert f"| `up` | accuracy | {mean:.4f} ± {spread:.4f} | " in text
@@ -226,3 +277,23 @@ def test_folder_keeps_what_a_part_says(tmp_path: Path) -> None:
     assert not folder.is_done()
     folder.remove()
     assert not folder.path.exists()
+
+
+def test_a_folder_whose_removal_is_cut_off_is_not_taken_for_done(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, folder = part(SINGLE, ("up",), 1, RATES[SINGLE]), PartFolder(tmp_path / "part")
+    folder.begin({"learning_rate": 1e-3})
+    folder.finish({**own.record, **dataclasses.asdict(own.part)}, {"place": own.places})
+    folder.model.mkdir()
+    (folder.model / "config.json").touch()
+
+    def killed(path: Path, *args: Any, **kwargs: Any) -> None:
+        (path / "fingerprint.json").unlink(missing_ok=True)  # The order in which files go is that of the disk.
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("shutil.rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        folder.remove()
+    assert not folder.is_done()
+    assert folder.other_settings({"learning_rate": 1e-2}) == ["learning_rate: 0.001, now 0.01"]

@@ -100,3 +100,23 @@ def test_a_label_that_is_always_or_never_given_is_said_as_seen() -> None:
     logits = fit_probe(task, train, validation, embeddings["test"], "f1_micro").logits
     assert (logits[:, 0] > 0).all()
     assert (logits[:, 1:] < 0).all()
+
+
+@pytest.mark.parametrize("problem_type", ["single_label_classification", ORDINAL])
+def test_one_class_in_train_is_said_of_every_row(problem_type: str) -> None:
+    task = TaskConfig("t", problem_type, labels=("a", "b", "c"))
+    embeddings = embedded()
+    train, validation = ((embeddings[split], np.ones(COUNTS[split], np.int64)) for split in ("train", "validation"))
+    probe = fit_probe(task, train, validation, embeddings["test"], "accuracy")
+    found = compute_task_metrics(problem_type, probe.logits, np.ones(COUNTS["test"], np.int64))
+    assert (probe.validation, found["accuracy"]) == (1.0, 1.0)
+
+
+def test_an_output_without_a_number_in_train_leaves_the_others() -> None:
+    task = TaskConfig("size", REGRESSION, labels=("known", "unknown"))
+    embeddings = embedded()
+    numbers = {split: np.stack([some[:, 0], np.full(len(some), np.nan)], axis=1) for split, some in embeddings.items()}
+    train, validation = ((embeddings[split], numbers[split]) for split in ("train", "validation"))
+    probe = fit_probe(task, train, validation, embeddings["test"], "rmse")
+    assert np.abs(probe.logits[:, 0] - embeddings["test"][:, 0]).max() < 0.2
+    assert (probe.logits[:, 1] == 0).all()

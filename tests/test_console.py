@@ -5,9 +5,9 @@ from conftest import TOPICS, MakeModel
 from transformers import TrainerState
 
 from configuration_mtl import TaskConfig
-from mtl.console import ProgressReport, sample_lines, sample_truths
+from mtl.console import ProgressReport, sample_lines, sample_truths, shown
 from mtl.sources import SourceConfig
-from tasks_mtl import SCORED_PAIRS
+from tasks_mtl import REGRESSION, SCORED_PAIRS
 
 TOPIC, SENTIMENT = TaskConfig("topic", labels=tuple(TOPICS)), TaskConfig("sentiment", labels=("bad", "good"))
 
@@ -64,3 +64,12 @@ def test_samples_show_what_their_rows_are_for(tiny_model: MakeModel) -> None:
     assert float(lines[3].split()[1]) == pytest.approx(float(first @ second), abs=5e-4)
     assert lines[3].endswith(" with plot")
     assert sample_lines(model, [], []) == ""
+
+
+def test_predictions_as_text() -> None:
+    prediction = {"label": "bad", "score": 0.456, "probabilities": {"bad": 0.456, "good": 0.544}}
+    assert shown(SENTIMENT, prediction) == "bad (0.46)"
+    assert shown(SENTIMENT, prediction | {"abstains": False}) == "bad (0.46)"
+    assert shown(SENTIMENT, prediction | {"abstains": True}) == "bad (0.46, abstains)"
+    assert shown(TaskConfig("one", REGRESSION), 0.456) == "0.46"
+    assert shown(TaskConfig("two", REGRESSION, labels=("x", "y")), {"x": 0.456, "y": -1.0}) == "x 0.46, y -1.00"

@@ -111,6 +111,19 @@ def test_uniformity_by_hand() -> None:
     assert math.isnan(uniformity(degrees(0)))
 
 
+def test_embeddings_of_a_diverged_model_have_no_figures() -> None:
+    broken = np.full((12, 3), np.nan, dtype=np.float32)
+    classes = np.arange(12) % 2
+    assert math.isnan(uniformity(broken))
+    assert math.isnan(class_alignment(broken, classes))
+    purity = neighbour_purity(broken, classes)
+    assert math.isnan(purity.value)
+    assert (purity.neighbours, purity.rows) == (10, 12)
+    found = plane(broken)
+    assert found.explained is None
+    assert found.points.tolist() == [[0.0, 0.0]] * 12
+
+
 def test_uniformity_is_that_of_all_pairs_in_any_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     embeddings = units(400, width=16)
     kernel = [

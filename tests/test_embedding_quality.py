@@ -211,6 +211,8 @@ def test_advice(before: Any, after: Any, said: str, unsaid: str) -> None:
 def test_advice_without_figures() -> None:
     undefined = {**figures_of(None), "uniformity": None, "rows": 1}
     assert embedding_advice(undefined, figures_of(None)).startswith("Scored pairs (`similarity_pairs`) would tell")
+    diverged = embedding_advice(figures_of(None), undefined)
+    assert diverged.startswith("The embedding after training has no uniformity")
     broken = figures_of(0.5)
     broken["similarity"]["spearman"] = None
     assert embedding_advice(figures_of(0.5), broken).startswith("Embeddings are about as spread out as before")

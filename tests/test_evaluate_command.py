@@ -16,7 +16,9 @@ import mtl.cli
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.labels import label_column
+from mtl.settings import parse_settings
 from tasks_mtl import CONTRASTIVE, MULTI_LABEL, ORDINAL, POSITIVE_PAIRS, REGRESSION, SCORED_PAIRS, TRIPLETS
+from train_setup import read_data
 
 NAMES = ("topic", "sentiment", "tags", "valence")
 
@@ -37,7 +39,7 @@ def folder(make_model: MakeModel, tmp_path: Path) -> Path:
 def evaluate(folder: Path, data: Path | str, *words: str) -> dict[str, Any]:
     """Runs the command in the precision of `predict`; returns what it wrote."""
     mtl.cli.main(["evaluate", str(folder), str(data), "--precision", "fp32", "--resamples", "20", *words])
-    return json.loads((folder / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    return json.loads((folder / "_evaluation" / "evaluation.json").read_text(encoding="utf-8"))
 
 
 def test_measures_every_task_as_predict_answers(
@@ -61,6 +63,15 @@ def test_measures_every_task_as_predict_answers(
         if row["topic"] and row["topic"] != said["topic"]["label"]
     }
     assert all(rows[error["row"]]["text"] == error["text"] for error in found["tasks"]["topic"]["errors"])
+
+
+def test_folder_that_cannot_be_written_is_told_before_the_work(
+    folder: Path, toy_rows: ToyRows, write: WriteRows, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mtl.commands.evaluate.predict", pytest.fail)
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(SystemExit, match="mtl evaluate: error: .*taken"):
+        evaluate(folder, write(toy_rows(4, 0)), "--output_dir", str(tmp_path / "taken"))
 
 
 def test_columns_by_other_names_and_tasks_without_one(
@@ -92,6 +103,28 @@ def test_settings_file_gives_the_split_of_a_training(
     assert evaluate(folder, path, "--test_fraction", "0.4")["num_rows"] == 24
     assert evaluate(folder, path, "--split", "train")["num_rows"] == 42
     assert label_column("topic") not in found["tasks"]
+
+
+def test_settings_file_cuts_as_in_the_training_that_had_more_tasks(
+    folder: Path, toy_rows: ToyRows, write: WriteRows, backbone_dir: SaveBackbone, tmp_path: Path
+) -> None:
+    rows = toy_rows(60, 0)
+    # Of its own train nothing is cut off, and what is in it stays in that of the other source too.
+    kept = [{"text": row["text"], "near": row["text"], "score": 1.0} for row in rows[:40]]
+    files = {split: str(write(kept, f"{split}.json")) for split in ("train", "dev", "test")}
+    sources: list[dict[str, Any]] = [{"path": str(write(rows)), "name": "toy", "labels": {"topic": "topic"}}]
+    sources.append({"files": files, "name": "pairs", "compare_with": ["near"], "labels": {"alike": "score"}})
+    tasks = [{"name": "topic"}, {"name": "alike", "problem_type": SCORED_PAIRS}]
+    settings = {"backbone": str(backbone_dir()), "tasks": tasks, "sources": sources, "test_fraction": 0.2}
+    path = tmp_path / "settings.yaml"
+    path.write_text(yaml.safe_dump(settings), encoding="utf-8")
+    splits, _ = read_data(*parse_settings([str(path), "--output_dir", str(tmp_path / "out")]))
+    of_toy = {row["text"] for row in splits["test"] if row["source"] == "toy"}
+    assert of_toy <= {row["text"] for row in rows[40:]}
+    found = evaluate(folder, path)  # A model without the task `alike`.
+    assert (list(found["tasks"]), found["num_rows"]) == (["topic"], 12)
+    assert {error["text"] for error in found["tasks"]["topic"]["errors"]} <= of_toy
+    assert found["tasks"]["topic"]["errors"]
 
 
 @pytest.mark.parametrize(

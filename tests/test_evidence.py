@@ -16,7 +16,7 @@ from mtl.hard_rows import surest_errors
 from mtl.label_tables import confusion_table, label_table, residuals
 from mtl.predictions import Predictions
 from mtl.slices import coverage, slices_of
-from tasks_mtl import MULTI_LABEL, ORDINAL, REGRESSION, SINGLE_LABEL, TRIPLETS
+from tasks_mtl import MULTI_LABEL, ORDINAL, OUT_OF_SCOPE_INDEX, REGRESSION, SINGLE_LABEL, TRIPLETS
 
 NAN = float("nan")
 TOPIC = TaskConfig("topic", labels=("sport", "film", "shop"))
@@ -106,6 +106,21 @@ def test_residuals_by_hand() -> None:
     assert one["points"] == described["points"]
 
 
+@pytest.mark.parametrize("said", [[1e-7, 2e-7, 3e-7], [2e-7, 2e-7, 2e-7]], ids=["neighbours", "constant"])
+def test_residuals_that_hardly_differ_have_a_histogram(said: list[float]) -> None:
+    logits = np.array(said, dtype=np.float32)
+    (found,) = residuals(TaskConfig("valence", REGRESSION), logits, np.full(3, 1e9, dtype=np.float32))
+    assert sum(found["histogram"]["counts"]) == 3
+    assert (np.diff(found["histogram"]["edges"]) > 0).all()
+
+
+def test_label_table_of_rows_that_are_all_out_of_scope() -> None:
+    task = TaskConfig("topic", labels=("a", "b"), out_of_scope_label="other", rejection_threshold=0.0)
+    table = label_table(task, np.zeros((3, 2), dtype=np.float32), np.full(3, OUT_OF_SCOPE_INDEX))
+    nothing = {"precision": None, "recall": None, "f1": None, "support": 0, "predicted": 0, "threshold": None}
+    assert table == [{"label": label, **nothing} for label in ("a", "b")]
+
+
 def test_surest_errors_come_first() -> None:
     logits = np.concatenate([logits_of([1, 1], sureness=1.0), logits_of([0, 2, 0], sureness=5.0)])
     found = surest_errors(TOPIC, logits, np.array([0, 1, 1, -100, 0]))
@@ -149,6 +164,14 @@ def test_coverage_by_hand() -> None:
         ("topic", "valence"): 1, ("topic",): 1, (): 1, ("valence",): 1
     }  # fmt: skip
     assert found["by_source"]["y"] == {"rows": 2, "labelled": {"topic": 0, "valence": 1}}
+
+
+def test_sets_of_many_tasks_are_bounded() -> None:
+    rows = np.arange(512)
+    labels = {f"t{bit}": np.where(rows >> bit & 1, 0, -100) for bit in range(9)}
+    found = coverage(labels, ["x"] * len(rows))
+    assert (len(found["patterns"]), found["num_patterns"]) == (100, 512)
+    assert found["labelled"] == dict.fromkeys(labels, 256)
 
 
 def test_slices_part_the_rows() -> None:

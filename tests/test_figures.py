@@ -17,7 +17,7 @@ from report_stand_in import INTENTS, NASTY, make_comparison, make_report
 from mtl.figure_style import BLUE, INK, in_figure_style, new_plot, one_line, svg_element
 from mtl.figures import figure_name, report_plots, write_figures
 from mtl.figures_intervals import gain_estimates, metric_estimates, slice_estimates
-from mtl.figures_map import frequent_labels, look
+from mtl.figures_map import draw_map, frequent_labels, look
 from mtl.figures_matrices import conflict_matrix, confused_pairs, draw_confusion, draw_signed, most_confused
 from mtl.figures_outputs import draw_reliability
 from mtl.figures_training import draw_losses, task_curves
@@ -155,6 +155,52 @@ def test_tasks_that_differ_in_case_have_files_of_their_own(tmp_path: Path) -> No
     files = write_figures(report, tmp_path)
     assert len({file.name.casefold() for file in files}) == 4
     assert [json.loads(file.read_text())["data"]["training_loss"] for file in files[1::2]] == [[[1, 2.0]], [[1, 3.0]]]
+
+
+def test_each_output_of_a_regression_has_its_figures() -> None:
+    report = make_report()
+    task = report["evidence"]["test"]["tasks"]["valence"]
+    task["residuals"] = [{**task["residuals"][0], "output": output} for output in ("LABEL_0", "arousal")]
+    plots = [plot for plot in report_plots(report) if plot.kind in ("predicted", "residuals")]
+    assert [(plot.task, plot.part, plot.name) for plot in plots] == [
+        ("valence", output, f"{kind}-valence-{output}")
+        for output in ("LABEL_0", "arousal")
+        for kind in ("predicted", "residuals")
+    ]
+    titles = [plot.figure.axes[0].get_title(loc="left") for plot in plots]
+    assert titles == [
+        "Predicted by true, LABEL_0",
+        "Residuals, LABEL_0",
+        "Predicted by true, arousal",
+        "Residuals, arousal",
+    ]
+
+
+def test_reliability_says_what_its_bins_are_of() -> None:
+    drawn = {plot.task: plot for plot in report_plots(make_report()) if plot.kind == "reliability"}
+    labels = {task: [axes.get_ylabel() for axes in plot.figure.axes] for task, plot in drawn.items()}
+    assert labels == {"intent": ["accuracy", "count"], "tags": ["share that has it", "count"]}
+    assert drawn["intent"].figure.axes[1].get_xlabel() == "confidence"
+    assert drawn["tags"].figure.axes[1].get_xlabel() == "probability of a label"
+
+
+def test_many_classes_of_which_none_is_confused_have_no_matrix() -> None:
+    report = make_report()
+    confusion = report["evidence"]["test"]["tasks"]["intent"]["confusion"]
+    confusion["matrix"] = np.diag([5] * INTENTS).tolist()
+    assert "confusion" not in [plot.kind for plot in report_plots(report)]
+    confusion |= {"labels": ["a", "b"], "matrix": [[5, 0], [0, 5]]}
+    assert "confusion" in [plot.kind for plot in report_plots(report)]
+
+
+def test_legend_names_labels_that_begin_with_an_underscore() -> None:
+    plane = {
+        "points": [[0.0, 0.0], [1.0, 1.0], [2.0, 0.0]],
+        "tasks": {"a": {"labels": ["_x", "y"], "of_point": [0, 1, -1]}},
+    }
+    legend: Any = draw_map(plane, "a").axes[0].get_legend()
+    assert [text.get_text() for text in legend.get_texts()] == ["_x", "y"]
+    assert [handle.get_color() for handle in legend.legend_handles] == [look(label)[0] for label in (0, 1)]
 
 
 def test_nothing_to_draw(tmp_path: Path) -> None:

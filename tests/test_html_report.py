@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from report_stand_in import NASTY, make_comparison, make_report
+from report_stand_in import INTENTS, NASTY, make_comparison, make_report
 
 from mtl.html_report import render_report, write_html_report
 
@@ -159,6 +159,35 @@ def test_undefined_figures_are_told() -> None:
     assert "n/a" in page.words("strong")
 
 
+def test_each_output_of_a_regression_is_shown() -> None:
+    report = small_report("valence")
+    task = report["evidence"]["test"]["tasks"]["valence"]
+    task["residuals"] = [{**task["residuals"][0], "output": output} for output in ("pleasure", "arousal")]
+    shown = [svg["aria-label"] for svg in Page(render_report(report)).all("svg") if svg.get("role") == "img"]
+    for output in ("pleasure", "arousal"):
+        assert f"Predicted by true numbers of valence, {output}, 300 rows." in shown
+        assert sum(str(label).startswith(f"Residuals of valence, {output}:") for label in shown) == 1
+
+
+def test_of_many_sets_of_tasks_some_are_shown() -> None:
+    report = small_report("valence")
+    coverage = make_report()["evidence"]["test"]["coverage"]
+    coverage["patterns"] = [{"tasks": [f"task_{number}"], "rows": 1} for number in range(100)]
+    report["evidence"]["test"]["coverage"] = {**coverage, "num_patterns": 4000}
+    page = Page(render_report(report))
+    assert "Tasks that are labelled together: the 20 most frequent of 4,000 sets" in page.words("caption")
+    assert sum(text.startswith("task_") for text in page.words("td")) == 20
+
+
+def test_no_confusion_is_told() -> None:
+    report = small_report("intent")
+    confusion = report["evidence"]["test"]["tasks"]["intent"]["confusion"]
+    confusion["matrix"] = [[int(row == column) for column in range(INTENTS)] for row in range(INTENTS)]
+    page = Page(render_report(report))
+    assert "No row is taken for one of another class." in page.words("p")
+    assert not any("The matrix has" in text for text in page.words("p"))
+
+
 def test_other_split_is_shown_when_it_is_named() -> None:
     report = small_report("tags")
     report["evidence"]["validation"] |= {"num_rows": 777, "data": "reviews.csv"}
@@ -214,6 +243,8 @@ def test_size_of_the_page_is_bounded() -> None:
     page = Page(code)
     assert page.words("td").count("1,000") == 0
     assert sum("…" in text for text in page.words("td")) == 999
+    report = make_report(errors=10_000, label="a very long label " * 1000)
+    assert len(render_report(report).encode()) < LIMIT
 
 
 def test_files_of_a_report(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("mtl", "tests", "examples", "benchmarks")
 HUB_FILES = (
     "batching_mtl", "problem_types_mtl", "tasks_mtl", "configuration_mtl", "classification_mtl", "similarity_mtl",
-    "heads_mtl", "inference_mtl", "pipeline_mtl", "sharing_mtl", "modeling_mtl"
+    "heads_mtl", "passes_mtl", "inference_mtl", "interop_mtl", "pipeline_mtl", "sharing_mtl", "modeling_mtl"
 )  # fmt: skip
 
 # Importer -> what of the house it may import; the first row that fits counts. Patterns as in `fnmatch`.
@@ -23,13 +23,17 @@ ALLOWED = {
     "classification_mtl": ("tasks_mtl",),
     "similarity_mtl": ("tasks_mtl",),
     "heads_mtl": ("classification_mtl", "similarity_mtl", "tasks_mtl"),
-    "inference_mtl": ("batching_mtl", "classification_mtl", "configuration_mtl"),
+    "passes_mtl": ("batching_mtl", "classification_mtl", "configuration_mtl"),
+    "inference_mtl": ("batching_mtl", "passes_mtl"),
+    "interop_mtl": (),
+    "predictor_mtl": (),
     "pipeline_mtl": ("batching_mtl", "classification_mtl"),
     "sharing_mtl": ("configuration_mtl", "pipeline_mtl"),
     "modeling_mtl": (
         "configuration_mtl",
         "heads_mtl",
         "inference_mtl",
+        "interop_mtl",
         "sharing_mtl",
         "similarity_mtl",
         "tasks_mtl",
@@ -37,7 +41,7 @@ ALLOWED = {
     "mtl.trainer": (*HUB_FILES, "mtl", "mtl.*"),
     "mtl.commands.*": (*HUB_FILES, "mtl", "mtl.*", "train_*"),
     "mtl": (*HUB_FILES, "mtl.*"),
-    "mtl.*": (*HUB_FILES, "mtl", "mtl.*"),
+    "mtl.*": (*HUB_FILES, "predictor_mtl", "mtl", "mtl.*"),
     "train_setup": (*HUB_FILES, "mtl", "mtl.*"),
     "train_report": (*HUB_FILES, "mtl", "mtl.*", "train_setup"),
     "train_*": (*HUB_FILES, "mtl", "mtl.*", "train_setup", "train_report"),

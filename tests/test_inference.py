@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import AutoConfig, AutoModel, PreTrainedTokenizerFast
 
-import inference_mtl
+import passes_mtl
 from batching_mtl import position_limit
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
@@ -213,7 +213,7 @@ def test_no_limit_anywhere_cuts_nothing(backbone_dir: SaveBackbone, monkeypatch:
     # Rotary positions have no end, and there are configurations that do not give one.
     model = MTLModel.from_backbone(backbone_dir("modernbert"), tasks=TASKS[:1])
     model.tokenizer.model_max_length = 10**30
-    monkeypatch.setattr(inference_mtl, "position_limit", lambda text_config: None)
+    monkeypatch.setattr(passes_mtl, "position_limit", lambda text_config: None)
     long = model.tokenizer("match " * 150, return_tensors="pt")
     assert long["input_ids"].shape == (1, 152)
     assert (model.encode("match " * 150, convert_to_tensor=True) == model(**long).embeddings[0]).all()
@@ -271,14 +271,14 @@ def test_progress_bar_is_shown_when_asked_for_or_when_it_takes_long(
     assert f"{total}/{total}" in capsys.readouterr().err
     model.predict(SENTENCES, show_progress_bar=True)
     assert "Sentences: 100%" in capsys.readouterr().err
-    monkeypatch.setattr(inference_mtl, "_LONG_WORK_SENTENCES", 50)
+    monkeypatch.setattr(passes_mtl, "_LONG_WORK_SENTENCES", 50)
     model.encode(["why"] * 51)
     assert "51/51" in capsys.readouterr().err
     model.encode(["why"] * 51, show_progress_bar=False)
     assert "Sentences" not in capsys.readouterr().err
     model.encode(iter(["why"] * 3))
     assert "Sentences" not in capsys.readouterr().err
-    monkeypatch.setattr(inference_mtl, "_LONG_WORK_SECONDS", 0.0)
+    monkeypatch.setattr(passes_mtl, "_LONG_WORK_SECONDS", 0.0)
     model.encode(iter(["why"] * 3))  # Of unknown length, and it takes long.
     assert "Sentences: 3" in capsys.readouterr().err
 
@@ -303,14 +303,19 @@ def test_an_iterator_is_taken_window_by_window(model: MTLModel, monkeypatch: pyt
     assert_close(np.stack([embedding for embedding, _ in answers]), expected[0])
     for (_, said), other in zip(answers, expected[1], strict=True):
         assert said["valence"] == pytest.approx(other["valence"], abs=1e-6)
-    monkeypatch.setattr(inference_mtl, "_WINDOW_SIZE", 3)
+    monkeypatch.setattr(passes_mtl, "_WINDOW_SIZE", 3)
     assert_close(model.encode(sentences()), expected[0])
 
 
 def test_one_pass_answers_embeddings_and_all_tasks(model: MTLModel, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
     forward = model.backbone.forward
-    monkeypatch.setattr(model.backbone, "forward", lambda **batch: calls.append(1) or forward(**batch))
+
+    def watch(**batch: Tensor) -> Any:
+        calls.append(1)
+        return forward(**batch)
+
+    monkeypatch.setattr(model.backbone, "forward", watch)
     embeddings, predictions = model.encode_and_predict(SENTENCES, max_batch_tokens=10**6)
     assert len(calls) == 1
     np.testing.assert_array_equal(embeddings, model.encode(SENTENCES, max_batch_tokens=10**6))
@@ -318,7 +323,8 @@ def test_one_pass_answers_embeddings_and_all_tasks(model: MTLModel, monkeypatch:
     raw = model.encode_and_predict(SENTENCES, normalize_embeddings=False)[0]
     assert_close(raw, model.encode(SENTENCES, normalize_embeddings=False))
     assert model.encode_and_predict([])[0].shape == (0, 32)
-    assert model.encode_and_predict([])[1] == list(model.stream([])) == []
+    assert model.encode_and_predict([])[1] == []
+    assert list(model.stream([])) == []
     for method in (model.encode_and_predict, model.stream):
         with pytest.raises(TypeError, match=r"takes several sentences, found the string 'price'\. Give a list of it"):
             list(method("price"))
@@ -342,12 +348,13 @@ def test_batches_keep_to_the_budget_of_tokens(model: MTLModel, monkeypatch: pyte
     assert [rows for rows, _ in shapes] == [1] * 8
     for name in ("max_batch_tokens", "batch_size"):
         with pytest.raises(ValueError, match=f"{name} must be an int of at least 1, found 0"):
-            model.encode(sentences, **{name: 0})
+            call: Any = model.encode
+            call(sentences, **{name: 0})
 
 
 @pytest.mark.parametrize("is_fast", [False, True])
 def test_precision(model: MTLModel, is_fast: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference_mtl, "has_fast_bf16", lambda device: is_fast)
+    monkeypatch.setattr(passes_mtl, "has_fast_bf16", lambda device: is_fast)
     dtypes = set()
     last = [module for module in model.backbone.modules() if isinstance(module, torch.nn.Linear)][-1]
     last.register_forward_hook(lambda module, args, output: dtypes.add(output.dtype))
@@ -362,10 +369,11 @@ def test_precision(model: MTLModel, is_fast: bool, monkeypatch: pytest.MonkeyPat
     np.testing.assert_array_equal(auto, half if is_fast else full)
     assert said == model.predict(SENTENCES, precision="bf16" if is_fast else "fp32")
     assert_close(np.linalg.norm(half, axis=1), 1.0)  # Pooled and scaled in float32.
-    for method in (model.encode, model.predict):
+    methods: tuple[Any, ...] = (model.encode, model.predict)
+    for method in methods:
         with pytest.raises(ValueError, match="precision must be 'fp32', 'bf16' or 'auto', found 'fp16'"):
-            method(SENTENCES, precision="fp16")  # type: ignore[arg-type]
-    whole = model.to(torch.bfloat16)
+            method(SENTENCES, precision="fp16")
+    whole = nn.Module.to(model, torch.bfloat16)
     np.testing.assert_array_equal(whole.encode(SENTENCES), whole.encode(SENTENCES, precision="bf16"))
 
 

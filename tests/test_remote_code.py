@@ -17,6 +17,7 @@ from transformers.dynamic_module_utils import get_imports
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
+from mtl.publishing import publish
 
 # transformers itself requires numpy; the files name it in annotations only.
 LIBRARIES = {"torch", "transformers", "huggingface_hub", "safetensors", "numpy"}
@@ -77,7 +78,7 @@ LOAD_TWO = """
 from transformers import AutoModel
 
 models = [AutoModel.from_pretrained(folder, trust_remote_code=True) for folder in sys.argv[1:]]
-limits = [sys.modules[type(model).predict.__module__]._LONG_WORK_SENTENCES for model in models]
+limits = [sys.modules[type(model).max_tokens.__module__]._LONG_WORK_SENTENCES for model in models]
 report(limits=limits)
 """
 
@@ -86,7 +87,7 @@ def test_folders_of_one_name_keep_their_own_code(model: MTLModel, tmp_path: Path
     folders = [tmp_path / run / "checkpoint-500" for run in ("first", "second")]
     for folder in folders:
         model.save_pretrained(folder)
-    code = folders[1] / "inference_mtl.py"
+    code = folders[1] / "passes_mtl.py"
     code.write_text(code.read_text().replace("_LONG_WORK_SENTENCES = 1600", "_LONG_WORK_SENTENCES = 25"))
     got = run_fresh(LOAD_TWO, *folders, env=offline_env(tmp_path / "home"), cwd=tmp_path / "empty")
     assert got["limits"] == [1600, 25]
@@ -214,6 +215,8 @@ def test_backbone_that_is_code_travels_with_the_model(
     model.save_pretrained(saved)
     shutil.rmtree(custom_backbone)
     assert names(saved) == SAVED_FILES | CUSTOM_FILES
+    with pytest.raises(ValueError, match=r"The encoder is code in its repository .*TinyModel.*model.push_to_hub"):
+        publish(model, tmp_path / "published")
     with pytest.raises(
         ValueError, match=r"The backbone of .*saved' is code in that repository .*TinyModel.*trust_rem"
     ):

@@ -26,7 +26,7 @@ def test_saved_model_is_measured_and_reported(
     assert "report.html, its 12 figures are in" in capsys.readouterr().out
     page = (tmp_path / "page" / "report.html").read_text(encoding="utf-8")
     assert '<h1 dir="auto">Toys</h1>' in page
-    found = json.loads((tmp_path / "model" / "evaluation" / "evaluation.json").read_text(encoding="utf-8"))
+    found = json.loads((tmp_path / "model" / "_evaluation" / "evaluation.json").read_text(encoding="utf-8"))
     for task in found["tasks"].values():
         metric = task["metrics"][task["primary_metric"]]
         assert f"{metric['value']:.4f}" in page
@@ -39,7 +39,7 @@ def test_saved_model_is_measured_and_reported(
 def test_later_evidence_takes_the_place_of_the_run_s_own(tmp_path: Path) -> None:
     evidence = {split: {"split": split, "num_rows": 1} for split in ("validation", "test")}
     put(tmp_path / "report.json", {"precision": "fp32", "evidence": evidence})
-    put(tmp_path / "evaluation" / "evaluation.json", {"split": "test", "num_rows": 2})
+    put(tmp_path / "_evaluation" / "evaluation.json", {"split": "test", "num_rows": 2})
     put(tmp_path / "comparison.json", make_comparison())
     report, comparison = read_folder(tmp_path)
     assert report["precision"] == "fp32"
@@ -55,7 +55,7 @@ def test_evidence_of_a_training_is_beside_its_page(tmp_path: Path) -> None:
     put(tmp_path / "_report" / "evidence.json", kept)
     report, _ = read_folder(tmp_path)
     assert report == {"precision": "fp32", **kept}
-    put(tmp_path / "evaluation" / "evaluation.json", {"split": "test", "num_rows": 2})
+    put(tmp_path / "_evaluation" / "evaluation.json", {"split": "test", "num_rows": 2})
     assert read_folder(tmp_path)[0]["evidence"]["test"]["num_rows"] == 2
 
 
@@ -76,6 +76,12 @@ def test_what_is_wrong_is_told(tmp_path: Path) -> None:
         mtl.cli.main(["report", str(tmp_path), "--split", "test"])
     put(tmp_path / "report.json", ["no", "report"])
     with pytest.raises(SystemExit, match="report.json holds a list, where an object is expected"):
+        mtl.cli.main(["report", str(tmp_path)])
+    put(tmp_path / "report.json", {"results": {}})
+    put(tmp_path / "evaluation.json", {"accuracy": 0.9})
+    with pytest.raises(
+        SystemExit, match=r"evaluation.json has no \['split', 'num_rows'\], so it is not of this package"
+    ):
         mtl.cli.main(["report", str(tmp_path)])
     (tmp_path / "report.json").write_text("{", encoding="utf-8")
     with pytest.raises(SystemExit, match="report.json is no JSON"):

@@ -265,7 +265,7 @@ def test_a_missing_extra_is_told(
         return real(module, *args)
 
     monkeypatch.setattr(importlib, "import_module", missing)
-    with pytest.raises(ImportError, match=f"needs {name}: `pip install {name}`"):
+    with pytest.raises(ImportError, match=rf'needs {name}: `pip install "mtl-sentence-transformers\[search\]"`'):
         run(tiny_model, toy_splits, tmp_path)
 
 

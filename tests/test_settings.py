@@ -115,6 +115,19 @@ def test_push_of_checkpoints_is_refused(settings_file: str) -> None:
         parse_settings([settings_file, "--hub_strategy", "every_save"])
 
 
+def test_metadata_of_the_card_is_what_the_hub_takes(settings_file: str) -> None:
+    content = Path(settings_file).read_text()
+    for language in ("en", "[en]"):
+        Path(settings_file).write_text(f"{content}\nlanguage: {language}\nlicense: cc-by-4.0\n")
+        settings, _ = parse_settings([settings_file])
+        assert settings.language == ["en"]
+    with pytest.raises(ValueError, match="license is 'CC BY 4.0', but the Hub takes names in lower case"):
+        parse_settings([settings_file, "--license", "CC BY 4.0"])
+    Path(settings_file).write_text(f"{content}\nlanguage: [no]\n")
+    with pytest.raises(ValueError, match="language.*False"):
+        parse_settings([settings_file])
+
+
 def test_command_line_wins_over_the_file_and_only_where_typed(settings_file: str) -> None:
     run, args = parse_settings([settings_file, "--learning_rate", "5e-5", "--freeze=backbone", "--max-length", "64"])
     assert args.learning_rate == 5e-5

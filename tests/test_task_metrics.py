@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import scipy.stats
 import sklearn.metrics
+import torch
 from worked_scores import (
     CLASS_PREDICTIONS,
     CLASS_REFERENCES,
@@ -20,9 +21,12 @@ from worked_scores import (
     NUMBER_SCORES,
 )
 
+from classification_mtl import chosen_labels
 from configuration_mtl import TaskConfig
 from mtl.evaluation import EvaluationMetrics
+from mtl.label_tables import label_table
 from mtl.metrics import METRICS, compute_task_metrics
+from tasks_mtl import MULTI_LABEL
 
 # Undefined values are announced by `nan` alone: a warning from scikit-learn, SciPy or NumPy fails the test.
 pytestmark = [pytest.mark.filterwarnings("error"), pytest.mark.usefixtures("no_network")]
@@ -249,3 +253,14 @@ def test_two_metrics_of_one_name_are_refused() -> None:
     with pytest.raises(ValueError, match="Tasks 'intent' and 'intent_oos' both have a metric 'intent_oos_support'"):
         EvaluationMetrics([intent, TaskConfig("intent_oos", num_labels=2)])
     EvaluationMetrics([TaskConfig("intent", num_labels=2), TaskConfig("intent_oos", num_labels=2)])
+
+
+def test_labels_are_decided_as_predict_decides_them() -> None:
+    # Its sigmoid is one half in float32, in which `predict` compares it, and a little less in float64.
+    logits = np.array([[-1e-8], [-2.0]], dtype=np.float32)
+    labels = np.array([[1.0], [0.0]], dtype=np.float32)
+    task = TaskConfig("tags", MULTI_LABEL, labels=("x",))
+    metrics = EvaluationMetrics([task]).by_task({"tags": logits}, {"tags": labels})["tags"]
+    assert chosen_labels(task, torch.from_numpy(logits)).tolist() == [[True], [False]]
+    assert (metrics["f1_micro"], metrics["f1_macro"]) == (1.0, 1.0)
+    assert label_table(task, logits, labels)[0]["f1"] == 1.0

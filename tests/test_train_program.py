@@ -164,6 +164,19 @@ def test_what_fails_after_the_training_does_not_cost_it(
     assert not (tmp_path / "out" / "report.json").exists()
 
 
+def test_interrupted_after_the_training_says_where_the_model_is(
+    write_settings: WriteSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*args: Any, **kwargs: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(train_trainer, "measure", interrupt)
+    with pytest.raises(SystemExit) as stop:
+        train_trainer.cli([write_settings(save_strategy="no", load_best_model_at_end=False)])
+    assert stop.value.code == 130
+    assert f"interrupted. The training was over, and its model is in {tmp_path / 'out'}.\n" in capsys.readouterr().err
+
+
 def test_a_saved_model_is_trained_further(write_settings: WriteSettings, tmp_path: Path) -> None:
     first = train_trainer.main([write_settings()])
     again = train_trainer.main(
@@ -207,6 +220,15 @@ def test_interrupted_run_goes_on(write_settings: WriteSettings, tmp_path: Path) 
     (tmp_path / "out" / "checkpoint-16" / "optimizer.pt").unlink()  # As if stopped while it was saved.
     resumed = train_trainer.main(args)
     assert resumed["results"]["test"]["tasks"] == unbroken["results"]["test"]["tasks"]
+    training, whole = resumed["training"], unbroken["training"]
+    begun = training["resumed_at_step"]
+    assert 0 < begun < training["steps"] == whole["steps"]
+    assert "resumed_at_step" not in whole
+    # Speed and loss are those of the steps since, as the time is.
+    speed = (training["steps"] - begun) / training["train_runtime"]
+    assert training["train_steps_per_second"] == pytest.approx(speed, rel=0.01)
+    losses = [log["loss"] for log in resumed["history"] if "loss" in log and log["step"] > begun]
+    assert training["train_loss"] == pytest.approx(sum(losses) / len(losses), rel=0.05)
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,11 +79,73 @@ def test_next_run_removes_what_would_speak_of_another_model(settings: dict[str, 
     assert "## Pictures" not in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
 
 
-def test_evidence_is_there_without_the_extra(
+def test_next_run_leaves_what_is_not_its_own(settings: dict[str, Any], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for file in (
+        "figures/mine.png",
+        "figures/results.png",
+        "_report/figures/results.png",
+        "_evaluation/evaluation.json",
+    ):
+        (out / file).parent.mkdir(parents=True, exist_ok=True)
+        (out / file).write_text("of before")
+    run(settings, report=False)
+    # The page has drawn `results`; what `mtl evaluate` said is of the model that is gone.
+    assert [file.name for file in (out / "figures").iterdir()] == ["mine.png"]
+    assert not (out / "_evaluation").exists()
+
+
+def test_what_fails_with_the_page_costs_neither_report_nor_card(
     settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    def fail(*args: Any, **kwargs: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(train_report, "build_evidence", fail)
+    report = run(settings)
+    saved = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"))
+    assert saved["results"] == report["results"]
+    assert "## Results on test" in ModelCard.load(tmp_path / "out" / "README.md").text
+    assert "No page could be made." in caplog.text and "No space left on device" in caplog.text
+
+
+def test_diverged_training_is_reported(settings: dict[str, Any], tmp_path: Path) -> None:
+    report = run(settings, learning_rate=1e30)
+    saved = json.loads((tmp_path / "out" / "report.json").read_text(encoding="utf-8"), parse_constant=pytest.fail)
+    assert saved["embedding"]["before"]["uniformity"] < 0
+    assert saved["embedding"]["after"]["uniformity"] is None
+    assert report["embedding"]["advice"] in (tmp_path / "out" / "README.md").read_text(encoding="utf-8")
+
+
+def test_model_in_its_own_folder_is_not_compared_with_itself(settings: dict[str, Any], tmp_path: Path) -> None:
+    run(settings, report=False)
+    report = run(settings, backbone=str(tmp_path / "out"), output_dir=str(tmp_path / "out" / "." / ""))
+    assert report["embedding"]["before"] is None
+    assert "not compared" in report["embedding"]["advice"]
+
+
+def test_card_is_named_after_the_folder_however_it_is_given(
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    monkeypatch.chdir(tmp_path / "out")
+    train_report_of = run(settings, ["--output_dir", "."], report=False)
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    assert card.data.model_name == "out"
+    assert "# out\n" in card.text
+    assert train_report_of["results"]
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_evidence_is_there_without_the_extra(
+    settings: dict[str, Any],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    package: str,
+) -> None:
     real = importlib.util.find_spec
-    hidden = lambda name, *rest: None if name == "matplotlib" else real(name, *rest)  # noqa: E731
+    hidden = lambda name, *rest: None if name == package else real(name, *rest)  # noqa: E731
     monkeypatch.setattr(importlib.util, "find_spec", hidden)
     report = run(settings, embedding_report=False)
     assert report["figures"] == []
@@ -104,12 +167,10 @@ def test_scored_pairs_are_read_before_training(settings: dict[str, Any], tmp_pat
         run(settings, similarity_pairs=str(tmp_path / "absent.csv"))
 
 
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
 def test_wanted_page_without_the_extra_is_refused_before_training(
-    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], monkeypatch: pytest.MonkeyPatch, package: str
 ) -> None:
-    def absent(module: str, *, extra: str, what: str) -> Any:
-        raise ImportError(f"{what} needs {module}: {extra}")
-
-    monkeypatch.setattr(train_report, "require", absent)
-    with pytest.raises(ImportError, match="`report` needs matplotlib"):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=f"`report` needs {package}: `pip install"):
         run(settings, report=True)

@@ -217,6 +217,19 @@ def test_resuming_equals_the_unbroken_run(
     assert logs[0] == logs[1]
 
 
+def test_a_run_that_is_over_makes_no_step_more(tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path) -> None:
+    splits, tasks = toy_splits
+    # 64 rows are 8 steps an epoch, so the last step is amid the second one.
+    settings = {"max_steps": 10, "per_device_train_batch_size": 8, "save_strategy": "steps", "save_steps": 10}
+    whole = MTLTrainer(tiny_model(tasks=tasks), training_args(tmp_path, **settings), train_dataset=splits["train"])
+    whole.train()
+    resumed = MTLTrainer(tiny_model(tasks=tasks), training_args(tmp_path, **settings), train_dataset=splits["train"])
+    output = resumed.train(resume_from_checkpoint=str(tmp_path / "checkpoint-10"))
+    assert output.global_step == 10
+    for name, parameter in resumed.model.state_dict().items():
+        assert torch.equal(parameter, whole.model.state_dict()[name]), name
+
+
 def test_other_count_of_rows_is_told_when_a_run_goes_on(
     tiny_model: MakeModel, toy_splits: Splits, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -1,5 +1,7 @@
 """The verdict: from gains with intervals to a decision, none of which may be wrong."""
 
+import dataclasses
+
 import pytest
 
 from mtl.verdict import Gain, judge, judge_task
@@ -9,6 +11,7 @@ HELPED, HARMED = Gain("a", 2.0, 1.0, 3.0), Gain("b", -2.0, -3.0, -1.0)
 OPEN, TIGHT = Gain("c", 0.5, -1.5, 2.5), Gain("d", 0.1, -0.2, 0.4)
 SAME, BARE, UNDEFINED = Gain("e", 0.0, 0.0, 0.0), Gain("f", -5.0), Gain("g", None)
 SLIGHTLY = Gain("h", -0.3, -0.5, -0.1)
+RISEN, LOST = Gain("i", 0.4, 0.0, 1.2), Gain("j", None, is_lost=True)
 
 
 @pytest.mark.parametrize(
@@ -17,7 +20,10 @@ SLIGHTLY = Gain("h", -0.3, -0.5, -0.1)
         (HELPED, "helps", "+2.00 % [+1.00, +3.00]: the interval is above 0"),
         (HARMED, "harms", "below 0"),
         (OPEN, "no evidence", "a harm of more than 1.50 % is excluded, none smaller"),
-        (SAME, "no evidence", "a harm is excluded"),
+        (SAME, "no evidence", "differ on too few rows to exclude a harm"),
+        (RISEN, "no evidence", "differ on too few rows to exclude a harm"),
+        (dataclasses.replace(SAME, low=1e-15, high=1e-15), "no evidence", "too few rows"),
+        (LOST, "not judged", "undefined, though it is not so alone"),
         (BARE, "not judged", "no interval"),
         (UNDEFINED, "not judged", "undefined"),
     ],
@@ -40,7 +46,13 @@ def test_task(gain: Gain, verdict: str, told: str) -> None:
         ([HELPED, TIGHT], 0.5, "keep together", [], "Sharing helps a"),
         ([OPEN, TIGHT], 0.0, "no evidence", [], "Harms of more than 1.50 % (c) are excluded"),
         ([OPEN, TIGHT], 1.5, "keep together", [], "harms no task by more than the accepted 1.5 %"),
-        ([SAME, SAME], 0.0, "keep together", [], "Sharing harms no task, and one model"),
+        # What no row speaks against is not excluded, whatever is accepted.
+        ([SAME, SAME], 0.0, "no evidence", [], "too few test rows to exclude a harm for e and e"),
+        ([RISEN, TIGHT], 1.0, "no evidence", [], "too few test rows to exclude a harm for i"),
+        ([RISEN, HELPED], 1.0, "keep together", [], "nor ruled out: of a size that so few rows do not tell for i"),
+        ([HELPED], 0.0, "keep together", [], "Sharing helps a, and one model"),
+        ([HELPED, LOST], 5.0, "no evidence", [], "j has no figure at all where it has one alone"),
+        ([HELPED, HARMED, LOST], 0.0, "split off", ["b"], "j has no figure at all where it has one alone"),
         ([SLIGHTLY, TIGHT], 0.5, "keep together", [], "the accepted 0.5 %"),
         ([SLIGHTLY, TIGHT], 0.0, "split off", ["h"], "No two tasks are left to share a model"),
         ([SLIGHTLY, HARMED, TIGHT, OPEN], 0.0, "split off", ["h", "b"], "Train d and c together"),
@@ -52,7 +64,8 @@ def test_decision(gains: list[Gain], tolerance: float, decision: str, split_off:
     verdict = judge(gains, tolerance=tolerance, num_seeds=3, cost=COST)
     assert (verdict.decision, list(verdict.split_off)) == (decision, split_off)
     assert told in verdict.text
-    assert (COST in verdict.text) == (decision == "keep together" or "if not," in verdict.text)
+    hints = ("if not,", "would be gained:")
+    assert (COST in verdict.text) == (decision == "keep together" or any(hint in verdict.text for hint in hints))
 
 
 @pytest.mark.parametrize(

@@ -13,14 +13,13 @@ from datasets import Dataset
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
-from mtl.commands.compare_run import Comparison, set_up_part
+from mtl.commands.compare_run import Comparison, predict_test, set_up_part
 from mtl.comparison_parts import PLACE, in_order, labelled_rows, part_rows
 from mtl.comparison_plan import MULTI, PlannedPart
 from mtl.comparison_probe import Rows, fit_probe
 from mtl.data import row_texts
 from mtl.evaluation import json_number
 from mtl.labels import label_column
-from mtl.predictions import predict_split
 from mtl.report import environment
 
 logger = logging.getLogger(__name__)
@@ -39,7 +38,7 @@ def probe_part(comparison: Comparison, part: PlannedPart) -> None:
     everything = PlannedPart(MULTI, tuple(task.name for task in comparison.tasks), comparison.settings.seeds[0])
     with tempfile.TemporaryDirectory() as scratch:
         run = set_up_part(comparison, everything, Path(scratch))
-        untuned = in_order(predict_split(run.trainer, run.splits["test"], "test", run.tasks))
+        untuned = in_order(predict_test(run))
     wanted = {kind: [f"{kind}.{task.name}" for task in comparison.compared] for kind in ("logits", "labels")}
     arrays = {name: untuned[name] for name in (PLACE, *wanted["logits"], *wanted["labels"])}
     figures = {}

@@ -31,6 +31,7 @@ from mtl.predictions import Predictions, predict_split
 from mtl.report import write_report
 from mtl.settings import DEFAULT_MAX_LENGTH
 from mtl.trainer import MTLTrainer
+from train_report import EVALUATION_FOLDER
 from train_trainer import or_exit
 
 PROGRAM = "mtl evaluate"
@@ -72,6 +73,7 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str] = ()) -> dict[str,
         disable_tqdm=options.quiet,
     )
     model = load(options.model)
+    output_folder(options).mkdir(parents=True, exist_ok=True)  # What cannot be written is told before the work.
     splits, tasks = load_data(options, rest, model.config.tasks)
     split = chosen_split(options.split, splits)
     measured = measured_tasks(tasks, splits[split], split)
@@ -83,7 +85,6 @@ def evaluate(options: argparse.Namespace, rest: Sequence[str] = ()) -> dict[str,
         settings = {"resamples": options.resamples, "level": options.level, "seed": options.seed}
         evidence = build_evidence(predictions, **settings, progress=bar.update)
     found = {"model": options.model, "data": options.data, "precision": args.precision_in_use, **evidence}
-    output_folder(options).mkdir(parents=True, exist_ok=True)
     write_report(found, output_folder(options) / EVALUATION)
     return found
 
@@ -124,7 +125,7 @@ def output_folder(options: argparse.Namespace) -> Path:
     """Returns where the evidence is written."""
     if options.output_dir is not None:
         return Path(options.output_dir)
-    return Path(options.model) / "evaluation" if Path(options.model).is_dir() else Path("outputs/evaluation")
+    return Path(options.model) / EVALUATION_FOLDER if Path(options.model).is_dir() else Path("outputs/evaluation")
 
 
 def _mapping(text: str) -> dict[str, str | None]:
@@ -167,7 +168,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--seed", type=int, default=0, help="Seed of the resamples.")
     add("--batch_size", type=int, default=64, help="Sentences per forward pass.")
     add("--precision", default="auto", help="auto, as evaluations in a training, bf16, or fp32, as `predict`.")
-    add("--output_dir", help="Where evaluation.json goes; the folder `evaluation` of the model if not given.")
+    add("--output_dir", help="Where evaluation.json goes; the folder `_evaluation` of the model if not given.")
     add("--quiet", action="store_true", help="Show no progress.")
     return parser
 

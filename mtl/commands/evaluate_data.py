@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.compute as pc
 from datasets import Dataset, DatasetDict
 
@@ -17,7 +18,7 @@ from mtl.parts import column_names
 from mtl.rejection import rejects
 from mtl.settings import parse_settings
 from mtl.sources import TEXT_COLUMN, SourceConfig
-from tasks_mtl import OUT_OF_SCOPE_INDEX, POSITIVE_PAIRS, TRIPLETS
+from tasks_mtl import FURTHER_TEXTS, OUT_OF_SCOPE_INDEX, POSITIVE_PAIRS, TRIPLETS
 from train_setup import read_sources
 
 ALL_ROWS = "all"
@@ -73,14 +74,26 @@ def _of_settings(
         )
     settings, args = parse_settings([options.data, *rest])
     sources = [_with_tasks(source, tasks, options.by) for source in settings.source_configs()]
-    sources = [source for source in sources if source.labels or source.pairs]
+    measured = [str(source.name) for source in sources if source.labels or source.pairs]
     labelled = labelled_tasks(sources, tasks, options)
     kept = dataclasses.replace(
         settings,
         sources=[_as_settings(source) for source in sources],
         drop_empty=settings.drop_empty or options.drop_empty,
     )
-    return read_sources(kept, args, labelled, taught=_names(labelled))
+    # The other sources are read as well: which rows are cut off depends on the texts of all.
+    splits, known = read_sources(kept, args, labelled, taught=_names(labelled))
+    return _rows_of(measured, splits), known
+
+
+def _rows_of(sources: Sequence[str], splits: DatasetDict) -> DatasetDict:
+    """Returns the rows of some sources; a split without one is left out."""
+    found = DatasetDict()
+    for split, rows in splits.items():
+        places = np.flatnonzero(np.isin(rows["source"][:], sources))
+        if len(places):
+            found[split] = rows.select(places)
+    return found
 
 
 def source_of(options: argparse.Namespace, tasks: Sequence[TaskConfig]) -> SourceConfig:
@@ -159,10 +172,18 @@ def _has_labels(task: TaskConfig, rows: Dataset) -> bool:
 
 
 def _with_tasks(source: SourceConfig, tasks: Sequence[TaskConfig], slices: Sequence[str]) -> SourceConfig:
-    names = _names(tasks)
-    labels = {name: column for name, column in source.labels.items() if name in names}
-    pairs = [name for name in source.pairs if name in names]
-    return dataclasses.replace(source, labels=labels, pairs=pairs, teachers={}, slices=[*source.slices, *slices])
+    """Returns a source with the labels and texts of these tasks, and of one that has none of them the texts alone."""
+    mine = [task for task in tasks if task.name in (*source.labels, *source.pairs)]
+    names = _names(mine)
+    texts = max((FURTHER_TEXTS.get(task.problem_type, (0, 0))[1] for task in mine), default=0)
+    return dataclasses.replace(
+        source,
+        labels={name: column for name, column in source.labels.items() if name in names},
+        pairs=[name for name in source.pairs if name in names],
+        compare_with=source.compare_with[:texts],
+        teachers={},
+        slices=[*source.slices, *slices] if mine else [],
+    )
 
 
 def _as_settings(source: SourceConfig) -> Any:

@@ -3,7 +3,7 @@
     mtl report outputs/vader
 
 Reads `report.json` with the evidence that a training left in `_report/`, `evaluation.json` (also of the folder
-`evaluation`) and `comparison.json`, of which there may be any; writes `report.html` and `figures/` into `_report/`.
+`_evaluation`) and `comparison.json`, of which there may be any; writes `report.html` and `figures/` into `_report/`.
 Neither data nor model is needed.
 """
 
@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from mtl.html_report import write_html_report
-from train_report import EVIDENCE, PAGE_FOLDER
+from train_report import EVALUATION_FOLDER, EVIDENCE, PAGE_FOLDER
 from train_trainer import or_exit
 
 PROGRAM = "mtl report"
 REPORT, COMPARISON = "report.json", "comparison.json"
-EVALUATIONS = ("evaluation/evaluation.json", "evaluation.json")
+EVALUATIONS = (f"{EVALUATION_FOLDER}/evaluation.json", "evaluation.json")
 
 
 def cli(argv: Sequence[str] | None = None) -> None:
@@ -62,9 +62,14 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
 
     Raises:
         OSError: If a file cannot be read.
-        ValueError: If there is none, or one is no JSON.
+        ValueError: If there is none, or one is no JSON, or of something else.
     """
-    found = {name: _read(folder / name) for name in (REPORT, *EVALUATIONS, COMPARISON) if (folder / name).is_file()}
+    needed = {
+        REPORT: (),
+        **dict.fromkeys(EVALUATIONS, ("split", "num_rows")),
+        COMPARISON: ("tasks", "verdict", "cost"),
+    }
+    found = {name: _read(folder / name, keys) for name, keys in needed.items() if (folder / name).is_file()}
     if not found:
         raise ValueError(f"{folder} has none of {REPORT}, {EVALUATIONS[1]} and {COMPARISON}. Give a folder of a run.")
     report = found.get(REPORT, {})
@@ -76,13 +81,15 @@ def read_folder(folder: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     return report, found.get(COMPARISON)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, needed: Sequence[str] = ()) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}. Write it anew.") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, where an object is expected. Write it anew.")
+    if absent := [key for key in needed if key not in content]:
+        raise ValueError(f"{path} has no {absent}, so it is not of this package. Take it out of the folder.")
     return content
 
 

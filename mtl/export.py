@@ -1,0 +1,308 @@
+"""From a model to graphs that ONNX Runtime and OpenVINO run, with all that a predictor needs beside them.
+
+A folder of an export has `mtl_inference.json`, `tokenizer.json`, `predictor_mtl.py`, and the graphs, each in the
+folder of its runtime. Exporting again adds or replaces graphs; those of other weights are removed.
+"""
+
+import contextlib
+import io
+import json
+import logging
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+import predictor_mtl
+from modeling_mtl import MTLModel
+from mtl.content_keys import key_of, key_of_config, key_of_tokenizer, key_of_weights
+from mtl.export_graph import ExportGraph, GraphNames, example_tokens
+from mtl.extras import require
+from predictor_mtl import FORMAT_VERSION, MANIFEST, MTLPredictor
+
+logger = logging.getLogger(__name__)
+
+ONNX, OPENVINO = "onnx", "openvino"
+FILES = {
+    (ONNX, "fp32"): "onnx/model.onnx",
+    (ONNX, "int8"): "onnx/model_int8.onnx",
+    (OPENVINO, "fp32"): "openvino/openvino_model.xml",
+    (OPENVINO, "int8"): "openvino/openvino_model_int8.xml",
+}
+"""Runtime and precision -> file of the graph."""
+TOLERANCE = 1e-5
+"""How far fp32 graphs may be from torch, in embeddings, which have length 1, and logits, relative to the largest."""
+PARITY_TEXTS: tuple[str, ...] = (
+    "",
+    "a",
+    "What a wonderful film!",
+    "The senate rejected the bill after a long debate that went on into the night.",
+    "word " * 2000,
+)
+"""What graphs are held against torch on, beside the caller's texts: the shortest, the longest, and some between."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    """A graph that was written.
+
+    Args:
+        file: The graph.
+        backend: Its runtime, `onnx` or `openvino`.
+        precision: `fp32` or `int8`.
+        difference: Greatest difference from torch in any output, see [`TOLERANCE`].
+        size_mib: Size of the graph with its weights.
+    """
+
+    file: Path
+    backend: str
+    precision: str
+    difference: float
+    size_mib: float
+
+
+def export(model: MTLModel, folder: Path, backend: str, *, texts: Sequence[str] = ()) -> Exported:
+    """Writes the fp32 graph of a model for a runtime, once it agrees with torch.
+
+    Args:
+        model: The model, with its tokenizer.
+        folder: Where the export goes; may be the folder of the model.
+        backend: `onnx` or `openvino`.
+        texts: Further texts on which the graph is held against torch.
+
+    Raises:
+        ImportError: If the packages of the runtime are not installed.
+        ValueError: If the model has no fast tokenizer, its encoder cannot be exported, or the graph does not agree.
+    """
+    writers: dict[str, Callable[[MTLModel, GraphNames, Path], None]] = {ONNX: write_onnx, OPENVINO: _write_openvino}
+    if backend not in writers:
+        raise ValueError(f"backend must be one of {sorted(writers)}, found {backend!r}.")
+    with staged_export(model, folder) as staging:
+        writers[backend](model, GraphNames.of(model), staging / FILES[backend, "fp32"])
+        return add_graph(model, staging, backend, "fp32", texts=texts)
+
+
+@contextlib.contextmanager
+def staged_export(model: MTLModel, folder: Path) -> Any:
+    """Gives a folder with what an export has beside its graphs; it is put in place if the block ends without an error.
+
+    Graphs of the same weights that `folder` has are there too.
+
+    Raises:
+        ValueError: If the model has no tokenizer that runs without transformers.
+    """
+    if getattr(model.tokenizer, "backend_tokenizer", None) is None:
+        raise ValueError(
+            "The model has no fast tokenizer, which an export needs (`tokenizer.json`). Save the model with one."
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=folder) as place:
+        staging = Path(place)
+        manifest = describe(model)
+        manifest["graphs"] = _graphs_to_keep(folder, manifest)
+        for graph in manifest["graphs"]:
+            _link_graph(folder / graph["file"], staging / graph["file"])
+        write_manifest(staging, manifest)
+        model.tokenizer.backend_tokenizer.save(str(staging / "tokenizer.json"))
+        shutil.copyfile(predictor_mtl.__file__, staging / "predictor_mtl.py")
+        yield staging
+        _put_in_place(staging, folder)
+
+
+def describe(model: MTLModel) -> dict[str, Any]:
+    """Returns what a predictor has to know of a model, JSON-ready, with no graph yet."""
+    tokenizer, config = model.tokenizer, model.config
+    return {
+        "format_version": FORMAT_VERSION,
+        "model_type": config.text_config.model_type,
+        "weights": key_of(key_of_config(config), key_of_weights(model), key_of_tokenizer(tokenizer)),
+        "inputs": list(GraphNames.of(model).inputs),
+        "hidden_size": config.hidden_size,
+        "is_normalized": config.normalize,
+        "max_tokens": model.max_tokens(),
+        "pad_token_id": tokenizer.pad_token_id,
+        "pad_token_type_id": tokenizer.pad_token_type_id,
+        "padding_side": tokenizer.padding_side,
+        "truncation_side": tokenizer.truncation_side,
+        "tasks": [_task_fields(task) for task in config.tasks if task.has_head],
+        "graphs": [],
+    }
+
+
+def _task_fields(task: Any) -> dict[str, Any]:
+    fields = {name: getattr(task, name) for name in _TASK_FIELDS}
+    return {**fields, "labels": list(task.id2label.values())}
+
+
+_TASK_FIELDS = (
+    "name", "problem_type", "calibration_temperature", "label_thresholds", "rejection_score", "rejection_threshold",
+    "out_of_scope_label", "abstention_threshold",
+)  # fmt: skip
+
+
+def add_graph(
+    model: MTLModel, staging: Path, backend: str, precision: str, *, texts: Sequence[str] = (), **facts: Any
+) -> Exported:
+    """Enters a graph that was written into the manifest, and holds it against torch.
+
+    Args:
+        model: The model.
+        staging: The folder of [`staged_export`], with the graph.
+        backend: Its runtime.
+        precision: Its precision; one in fp32 has to agree.
+        texts: Texts on which it is held against torch.
+        **facts: What else the manifest says of it.
+
+    Raises:
+        ValueError: If a graph in fp32 does not agree.
+    """
+    file = FILES[backend, precision]
+    manifest = json.loads((staging / MANIFEST).read_text(encoding="utf-8"))
+    others = [graph for graph in manifest["graphs"] if graph["file"] != file]
+    entry = {"backend": backend, "precision": precision, "file": file, **facts}
+    write_manifest(staging, {**manifest, "graphs": [*others, entry]})
+    difference = largest_difference(model, MTLPredictor(staging, backend=backend, precision=precision), texts)
+    if precision == "fp32" and not difference <= TOLERANCE:
+        raise ValueError(
+            f"The graph for {backend} differs from the model by {difference:.1e}, more than {TOLERANCE:.0e}, and is "
+            "not kept. These releases do not export that encoder rightly."
+        )
+    entry["difference"] = difference
+    write_manifest(staging, {**manifest, "graphs": [*others, entry]})
+    size = sum(part.stat().st_size for part in _files_of_graph(staging / file)) / 2**20
+    return Exported(Path(file), backend, precision, difference, size)
+
+
+def largest_difference(model: MTLModel, predictor: MTLPredictor, texts: Sequence[str] = ()) -> float:
+    """Returns how far a predictor's outputs are from the model's in fp32, relative to the largest of each output.
+
+    Args:
+        model: The model, in float32.
+        predictor: The predictor.
+        texts: Texts beside [`PARITY_TEXTS`].
+    """
+    sentences = [*PARITY_TEXTS, *texts]
+    names = GraphNames.of(model)
+    graph, was_training = ExportGraph(model, names), model.training
+    model.eval()
+    differences = []
+    try:
+        # Each text by itself, and all at once, with padding.
+        for some in [*([text] for text in sentences), sentences]:
+            found = predictor.outputs(some)
+            with torch.inference_mode():
+                expected = _outputs(graph, names, some)
+            differences += [_distance(found[name], expected[name]) for name in names.outputs]
+    finally:
+        model.train(was_training)
+    return max(differences)
+
+
+def _outputs(graph: ExportGraph, names: GraphNames, texts: Sequence[str]) -> dict[str, np.ndarray]:
+    model = graph.model
+    limit = model.max_tokens()
+    tokens = model.tokenizer(
+        list(texts), padding=True, truncation=limit is not None, max_length=limit, return_tensors="pt"
+    ).to(model.device)
+    outputs = graph(*(tokens[name] for name in names.inputs))
+    return {name: output.cpu().numpy() for name, output in zip(names.outputs, outputs, strict=True)}
+
+
+def _distance(found: np.ndarray, expected: np.ndarray) -> float:
+    return float(np.abs(found - expected).max() / max(1.0, float(np.abs(expected).max())))
+
+
+def write_onnx(model: MTLModel, names: GraphNames, file: Path) -> None:
+    """Writes the graph of a model as an ONNX file.
+
+    Raises:
+        ImportError: If onnx or onnxscript is not installed.
+        ValueError: If the exporter does not know the encoder's architecture.
+    """
+    for module in ("onnx", "onnxscript"):
+        require(module, extra="onnx", what="The export of a graph")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
+    graph, was_training = ExportGraph(model, names), model.training
+    device = model.device
+    try:
+        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):  # It tells each of its steps.
+            program = torch.onnx.export(
+                graph.cpu().eval(),
+                example_tokens(names),
+                dynamo=True,
+                input_names=list(names.inputs),
+                output_names=list(names.outputs),
+                dynamic_shapes=(tuple(any_size for _ in names.inputs),),
+                external_data=False,
+            )
+    except Exception as error:
+        # Whatever goes wrong within is the exporter's, with classes of its own for each.
+        raise ValueError(
+            f"torch cannot export an encoder of type {model.config.text_config.model_type!r}: {error}"
+        ) from error
+    finally:
+        torch.nn.Module.to(model, device)
+        model.train(was_training)
+    if program is None:
+        raise ValueError("torch gave no graph of the model.")
+    program.save(str(file))
+
+
+def _write_openvino(model: MTLModel, names: GraphNames, file: Path) -> None:
+    openvino: Any = require("openvino", extra="openvino", what="The export for OpenVINO")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        onnx_file = Path(folder) / "model.onnx"
+        write_onnx(model, names, onnx_file)
+        converted = openvino.convert_model(str(onnx_file))
+        # Weights stay in float32: in half of it they would differ by more than the tolerance.
+        openvino.save_model(converted, str(file), compress_to_fp16=False)
+
+
+def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
+    """Writes what a predictor has to know into a folder."""
+    content = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
+    (folder / MANIFEST).write_text(content, encoding="utf-8")
+
+
+def _graphs_to_keep(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    file = folder / MANIFEST
+    if not file.is_file():
+        return []
+    before = json.loads(file.read_text(encoding="utf-8"))
+    if before["weights"] != manifest["weights"]:
+        logger.warning("The graphs in %s are of other weights, and are removed.", folder)
+        return []
+    return [graph for graph in before["graphs"] if (folder / graph["file"]).is_file()]
+
+
+def _files_of_graph(file: Path) -> list[Path]:
+    return [part for part in (file, file.with_suffix(".bin")) if part.is_file()]
+
+
+def _link_graph(file: Path, copy: Path) -> None:
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    for part in _files_of_graph(file):
+        os.link(part, copy.parent / part.name)
+
+
+def _put_in_place(staging: Path, folder: Path) -> None:
+    """Moves graphs first and the manifest last: until then the old one tells of the old graphs."""
+    wanted = {graph["file"] for graph in json.loads((staging / MANIFEST).read_text(encoding="utf-8"))["graphs"]}
+    for file in FILES.values():
+        if file in wanted:
+            (folder / file).parent.mkdir(exist_ok=True)
+            for part in _files_of_graph(staging / file):
+                os.replace(part, folder / part.relative_to(staging))
+        else:
+            for part in _files_of_graph(folder / file):
+                part.unlink()
+    for name in ("tokenizer.json", "predictor_mtl.py", MANIFEST):
+        os.replace(staging / name, folder / name)

@@ -1,0 +1,406 @@
+"""Answers of an exported model without torch: one file, which is copied beside the graphs and needs no other.
+
+    from predictor_mtl import MTLPredictor
+
+    predictor = MTLPredictor("outputs/vader")
+    embeddings, predictions = predictor.encode_and_predict(["What a wonderful film!"])
+
+It needs numpy and tokenizers, and onnxruntime or openvino. Its methods are those of `MTLModel`, with the same answers.
+"""
+
+import importlib
+import importlib.util
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+MANIFEST = "mtl_inference.json"
+"""File of a folder that says what its graphs take and give."""
+FORMAT_VERSION = 1
+EMBEDDING, LOGITS = "sentence_embedding", "logits_"
+BACKENDS = ("openvino", "onnx")
+"""In the order in which they are preferred."""
+PRECISIONS = ("fp32", "bf16", "int8")
+
+Text = str | tuple[str, str]
+Predictions = list[dict[str, Any]]
+Arrays = dict[str, np.ndarray]
+
+_WINDOW_SIZE = 8192
+
+
+class MTLPredictor:
+    """Embeddings and predictions of an exported model.
+
+    Args:
+        folder: Folder of the export.
+        backend: `"onnx"`, `"openvino"`, or `"auto"`: what is exported and installed, OpenVINO first.
+        precision: `"fp32"`; `"int8"`; `"bf16"`, of OpenVINO, where the processor has it; or `"auto"`: int8 where it
+            was exported and by what the export measured loses nothing worth telling, else fp32.
+        threads: Threads of a batch; all cores if not given.
+
+    Raises:
+        FileNotFoundError: If the folder has no export, or not that one.
+        ImportError: If the backend is not installed.
+        ValueError: If backend or precision is unknown, or the export is of a later version.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        backend: str = "auto",
+        precision: str = "auto",
+        threads: int | None = None,
+    ) -> None:
+        self.folder = Path(folder)
+        self.manifest = _read_manifest(self.folder)
+        self.graph = _chosen_graph(self.manifest["graphs"], backend, precision)
+        self.tasks: list[dict[str, Any]] = self.manifest["tasks"]
+        self._tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
+        self._tokenizer.no_padding()
+        self._tokenizer.no_truncation()
+        if self.manifest["max_tokens"] is not None:
+            side = self.manifest["truncation_side"]
+            self._tokenizer.enable_truncation(self.manifest["max_tokens"], direction=side)
+        file = self.folder / self.graph["file"]
+        if not file.is_file():
+            raise FileNotFoundError(f"There is no file {str(file)!r}, of which {MANIFEST} tells. Export again.")
+        self._runtime = _RUNTIMES[self.graph["backend"]](file, self.graph["precision"], threads)
+
+    def encode(
+        self,
+        sentences: str | Iterable[Text],
+        *,
+        batch_size: int | None = None,
+        max_batch_tokens: int | None = None,
+    ) -> np.ndarray:
+        """Returns the embeddings of sentences, in their order.
+
+        Args:
+            sentences: One sentence, or several; in a list a tuple of two strings is a pair that is read together.
+            batch_size: Sentences of a batch at most.
+            max_batch_tokens: Tokens of a batch, with padding, at most.
+
+        Returns:
+            Float32 embeddings. Shape (H,) for one sentence, (N, H) for several.
+
+        Raises:
+            TypeError: If a sentence is neither a string nor a pair of them.
+            ValueError: If a count is less than 1.
+        """
+        found = [embeddings for embeddings, _ in self._answers(sentences, batch_size, max_batch_tokens, [])]
+        embeddings = np.concatenate([np.empty((0, self.manifest["hidden_size"]), np.float32), *found])  # (N, H)
+        return embeddings[0] if isinstance(sentences, str) else embeddings
+
+    def predict(
+        self,
+        sentences: str | Iterable[Text],
+        *,
+        batch_size: int | None = None,
+        max_batch_tokens: int | None = None,
+    ) -> Any:
+        """Predicts every task for sentences; arguments and errors as of [`encode`], the answers as of `MTLModel`.
+
+        Returns:
+            A dict by task for each sentence; for one sentence, that dict.
+        """
+        found = self._answers(sentences, batch_size, max_batch_tokens, self.tasks)
+        predictions = [said for _, some in found for said in some]
+        return predictions[0] if isinstance(sentences, str) else predictions
+
+    def encode_and_predict(
+        self, sentences: Iterable[Text], *, batch_size: int | None = None, max_batch_tokens: int | None = None
+    ) -> tuple[np.ndarray, Predictions]:
+        """Returns what [`encode`] and [`predict`] give for several sentences, from one pass."""
+        found = list(self._answers(sentences, batch_size, max_batch_tokens, self.tasks))
+        embeddings = [np.empty((0, self.manifest["hidden_size"]), np.float32), *(some for some, _ in found)]
+        return np.concatenate(embeddings), [said for _, some in found for said in some]  # (N, H)
+
+    def stream(
+        self,
+        sentences: Iterable[Text],
+        *,
+        batch_size: int | None = None,
+        max_batch_tokens: int | None = None,
+        window_size: int = 1024,
+    ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
+        """Yields embedding, (H,), and predictions of each sentence, in their order, with flat memory."""
+        for embeddings, some in self._answers(sentences, batch_size, max_batch_tokens, self.tasks, window_size):
+            yield from zip(embeddings, some, strict=True)
+
+    def outputs(self, sentences: Sequence[Text]) -> Arrays:
+        """Returns the outputs of the graph for sentences in one batch, as they are.
+
+        Returns:
+            `sentence_embedding`, (B, H), and `logits_<task>`, (B, C), divided by the task's temperature.
+        """
+        return next(iter(self._runtime.run([(np.arange(len(sentences)), self.inputs(sentences))])))[1]
+
+    def inputs(self, sentences: Sequence[Text]) -> Arrays:
+        """Returns the inputs of the graph, (B, T) each, for sentences in one batch."""
+        encoded = self._tokenizer.encode_batch(list(sentences))
+        return self._padded(encoded, max([1, *(len(one.ids) for one in encoded)]))
+
+    def passes(
+        self, sentences: Sequence[Text], *, batch_size: int | None = None, max_batch_tokens: int | None = None
+    ) -> Iterator[tuple[np.ndarray, Arrays]]:
+        """Yields numbers of sentences, (B,), and the outputs of the graph for them, as of [`outputs`]."""
+        budget = self._runtime.batch_tokens if max_batch_tokens is None else max_batch_tokens
+        return self._runtime.run(self._batches(sentences, batch_size, budget))
+
+    def _answers(
+        self,
+        sentences: str | Iterable[Text],
+        batch_size: int | None,
+        max_batch_tokens: int | None,
+        tasks: Sequence[Mapping[str, Any]],
+        window_size: int = _WINDOW_SIZE,
+    ) -> Iterator[tuple[np.ndarray, Predictions]]:
+        """Yields embeddings, (W, H), and predictions of the tasks, window by window."""
+        budget = self._runtime.batch_tokens if max_batch_tokens is None else max_batch_tokens
+        counts = {"batch_size": batch_size, "max_batch_tokens": budget, "window_size": window_size}
+        for name, count in counts.items():
+            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
+                raise ValueError(f"{name} must be an int of at least 1, found {count!r}.")
+        for texts in _windows(sentences, window_size):
+            embeddings = np.empty((len(texts), self.manifest["hidden_size"]), np.float32)  # (W, H)
+            predictions: Predictions = [{} for _ in texts]
+            for rows, outputs in self.passes(texts, batch_size=batch_size, max_batch_tokens=budget):
+                embeddings[rows] = outputs[EMBEDDING]
+                by_task = {task["name"]: predictions_of(task, outputs[LOGITS + task["name"]]) for task in tasks}
+                for place, row in enumerate(rows.tolist()):
+                    predictions[row] = {name: said[place] for name, said in by_task.items()}
+            yield embeddings, predictions
+
+    def _batches(
+        self, texts: Sequence[Text], batch_size: int | None, budget: int
+    ) -> Iterator[tuple[np.ndarray, Arrays]]:
+        """Yields, longest batch first, the numbers of its texts, (B,), and the inputs of the graph, (B, T) each."""
+        encoded = self._tokenizer.encode_batch(list(texts))
+        lengths = np.array([len(one.ids) for one in encoded])  # (W,)
+        order = np.argsort(-lengths, kind="stable")  # (W,)
+        begin = 0
+        while begin < len(order):
+            width = max(1, int(lengths[order[begin]]))
+            size = max(1, budget // width)
+            rows = order[begin : begin + (size if batch_size is None else min(size, batch_size))]  # (B,)
+            begin += len(rows)
+            yield rows, self._padded([encoded[row] for row in rows], width)
+
+    def _padded(self, encoded: Sequence[Any], width: int) -> Arrays:
+        fillers = {"input_ids": self.manifest["pad_token_id"], "attention_mask": 0}
+        fillers["token_type_ids"] = self.manifest["pad_token_type_id"]
+        on_left = self.manifest["padding_side"] == "left"
+        inputs: Arrays = {}
+        for name in self.manifest["inputs"]:
+            inputs[name] = np.full((len(encoded), width), fillers[name], np.int64)  # (B, T)
+            for row, one in zip(inputs[name], encoded, strict=True):
+                values = getattr(one, _ATTRIBUTES[name])
+                row[width - len(values) if on_left else 0 :][: len(values)] = values
+        return inputs
+
+
+_ATTRIBUTES = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    file = folder / MANIFEST
+    if not file.is_file():
+        raise FileNotFoundError(f"There is no export in {str(folder)!r}, no {MANIFEST}. Make one: `mtl export`.")
+    manifest: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if manifest["format_version"] > FORMAT_VERSION:
+        raise ValueError(
+            f"{file} is of version {manifest['format_version']}, and this predictor knows {FORMAT_VERSION} at most. "
+            "Use the predictor_mtl.py beside it."
+        )
+    return manifest
+
+
+def _chosen_graph(graphs: Sequence[dict[str, Any]], backend: str, precision: str) -> dict[str, Any]:
+    if backend not in ("auto", *BACKENDS):
+        raise ValueError(f"backend must be one of {('auto', *BACKENDS)}, found {backend!r}.")
+    if precision not in ("auto", *PRECISIONS):
+        raise ValueError(f"precision must be one of {('auto', *PRECISIONS)}, found {precision!r}.")
+    there = [graph for graph in graphs if backend in ("auto", graph["backend"])]
+    there += [{**graph, "precision": "bf16"} for graph in there if (graph["backend"], graph["precision"]) == _BF16_OF]
+    fits = [graph for graph in there if _fits(graph, precision)]
+    if not fits:
+        found = sorted({f"{graph['backend']} {graph['precision']}" for graph in graphs})
+        raise FileNotFoundError(f"There is no graph of {backend!r} in {precision!r} here, found {found}. Export it.")
+    if backend == "auto":
+        fits = [graph for graph in fits if importlib.util.find_spec(_PACKAGES[graph["backend"]])] or fits
+    fits.sort(key=lambda graph: (graph["precision"] != "int8", BACKENDS.index(graph["backend"])))
+    return fits[0]
+
+
+_BF16_OF = ("openvino", "fp32")
+_PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+
+
+def _fits(graph: Mapping[str, Any], precision: str) -> bool:
+    if precision != "auto":
+        return bool(graph["precision"] == precision)
+    return graph["precision"] == "fp32" or (graph["precision"] == "int8" and graph.get("is_close", False))
+
+
+class _OnnxRuntime:
+    """Runs a graph in ONNX Runtime, batch after batch."""
+
+    batch_tokens = 1024
+
+    def __init__(self, file: Path, precision: str, threads: int | None) -> None:
+        onnxruntime = _import("onnxruntime", "onnx")
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
+        self._names = [output.name for output in self._session.get_outputs()]
+
+    def run(self, batches: Iterable[tuple[np.ndarray, Arrays]]) -> Iterator[tuple[np.ndarray, Arrays]]:
+        for rows, inputs in batches:
+            yield rows, dict(zip(self._names, self._session.run(None, inputs), strict=True))
+
+
+class _OpenVINO:
+    """Runs a graph in OpenVINO, a batch on each thread at a time."""
+
+    batch_tokens = 512
+
+    def __init__(self, file: Path, precision: str, threads: int | None) -> None:
+        openvino = _import("openvino", "openvino")
+        core = openvino.Core()
+        hints: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT"}
+        # On its own it would take bf16 where the processor has it.
+        hints["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bf16" else "f32"
+        if threads is not None:
+            hints["INFERENCE_NUM_THREADS"] = threads
+        self._compiled = core.compile_model(str(file), "CPU", hints)
+        self._names = [output.get_any_name() for output in self._compiled.outputs]
+        self._queue_class = openvino.AsyncInferQueue
+
+    def run(self, batches: Iterable[tuple[np.ndarray, Arrays]]) -> Iterator[tuple[np.ndarray, Arrays]]:
+        done: list[tuple[np.ndarray, Arrays]] = []
+
+        def keep(request: Any, rows: np.ndarray) -> None:
+            outputs = (request.get_output_tensor(place).data.copy() for place in range(len(self._names)))
+            done.append((rows, dict(zip(self._names, outputs, strict=True))))
+
+        queue = self._queue_class(self._compiled)
+        queue.set_callback(keep)
+        for rows, inputs in batches:
+            queue.start_async(inputs, userdata=rows)
+        queue.wait_all()
+        yield from done
+
+
+_RUNTIMES: dict[str, Callable[..., Any]] = {"onnx": _OnnxRuntime, "openvino": _OpenVINO}
+
+
+def _import(module: str, extra: str) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ImportError(f"This graph needs {module}: `pip install {module}` (the extra `{extra}`).") from error
+
+
+def _windows(sentences: str | Iterable[Text], size: int) -> Iterator[list[Text]]:
+    if not isinstance(sentences, Iterable) or isinstance(sentences, Mapping):
+        raise TypeError(f"sentences is of type {type(sentences).__name__}; expected a string or a list of strings.")
+    rest = iter([sentences] if isinstance(sentences, str) else sentences)
+    begin = 0
+    while window := list(itertools.islice(rest, size)):
+        for place, text in enumerate(window, start=begin):
+            is_pair = isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text)
+            if not isinstance(text, str) and not is_pair:
+                raise TypeError(
+                    f"sentences[{place}] is {text!r} of type {type(text).__name__}; expected a string, or a pair as a "
+                    "tuple of two. Drop the row, or give '' for a sentence without text."
+                )
+        yield window
+        begin += len(window)
+
+
+def predictions_of(task: Mapping[str, Any], logits: np.ndarray) -> list[Any]:
+    """Returns what calibrated logits, (B, C), say of each sentence of a batch; see `predict` of `MTLModel`."""
+    return _PREDICTIONS.get(task["problem_type"], _class_predictions)(task, logits)
+
+
+def _class_predictions(task: Mapping[str, Any], logits: np.ndarray) -> list[dict[str, Any]]:
+    # Temperatures are of probabilities: classes and rejections go by the logits as the head gave them.
+    raw = logits * (task["calibration_temperature"] or 1.0)  # (B, C)
+    if task["problem_type"] == "ordinal_classification":
+        probabilities = _ordinal_probabilities(logits)  # (B, C)
+        classes = (np.cumprod(_sigmoid(raw), axis=-1) > 0.5).sum(axis=-1)  # (B,)
+    else:
+        probabilities, classes = _softmax(logits), logits.argmax(axis=-1)  # (B, C), (B,)
+    names = task["labels"]
+    columns: dict[str, list[Any]] = {
+        "label": [names[index] for index in classes.tolist()],
+        "score": np.take_along_axis(probabilities, classes[:, None], axis=-1)[:, 0].tolist(),
+        "probabilities": [dict(zip(names, row, strict=True)) for row in probabilities.tolist()],
+    }
+    if task["rejection_threshold"] is not None:
+        sure = _CONFIDENCES[task["rejection_score"]](raw.astype(np.float64))  # (B,)
+        columns["in_scope"] = (sure >= task["rejection_threshold"]).tolist()
+        labels = zip(columns["label"], columns["in_scope"], strict=True)
+        columns["label"] = [label if in_scope else task["out_of_scope_label"] for label, in_scope in labels]
+    if task["abstention_threshold"] is not None:
+        columns["abstains"] = [not score >= task["abstention_threshold"] for score in columns["score"]]
+    return [dict(zip(columns, cells, strict=True)) for cells in zip(*columns.values(), strict=True)]
+
+
+def _multi_label_predictions(task: Mapping[str, Any], logits: np.ndarray) -> list[dict[str, Any]]:
+    probabilities = _sigmoid(logits)  # (B, C)
+    chosen = probabilities.astype(np.float64) >= np.array(task["label_thresholds"] or (0.5,))  # (B, C)
+    return [
+        {
+            "labels": list(itertools.compress(task["labels"], is_chosen)),
+            "probabilities": dict(zip(task["labels"], row, strict=True)),
+        }
+        for is_chosen, row in zip(chosen.tolist(), probabilities.tolist(), strict=True)
+    ]
+
+
+def _regression_predictions(task: Mapping[str, Any], logits: np.ndarray) -> list[Any]:
+    if logits.shape[1] == 1:
+        return list(logits[:, 0].tolist())
+    return [dict(zip(task["labels"], row, strict=True)) for row in logits.tolist()]
+
+
+_PREDICTIONS: dict[str, Callable[[Mapping[str, Any], np.ndarray], list[Any]]] = {
+    "multi_label_classification": _multi_label_predictions,
+    "regression": _regression_predictions,
+}
+
+
+def _softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return powers / powers.sum(axis=-1, keepdims=True)
+
+
+def _sigmoid(logits: np.ndarray) -> np.ndarray:
+    small = np.exp(-np.abs(logits))
+    return np.where(logits >= 0, 1.0, small) / (1.0 + small)
+
+
+def _ordinal_probabilities(logits: np.ndarray) -> np.ndarray:
+    ones = np.ones((len(logits), 1), logits.dtype)
+    reaches = np.concatenate([ones, np.cumprod(_sigmoid(logits), axis=-1)], axis=-1)  # (B, C)
+    return reaches * np.concatenate([_sigmoid(-logits), ones], axis=-1)
+
+
+def _logsumexp(logits: np.ndarray) -> np.ndarray:
+    most = logits.max(axis=-1)
+    return most + np.log(np.exp(logits - most[:, None]).sum(axis=-1))
+
+
+_CONFIDENCES: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "probability": lambda logits: _softmax(logits).max(axis=-1),
+    "logit": lambda logits: logits.max(axis=-1),
+    "energy": _logsumexp,
+}

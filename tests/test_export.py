@@ -1,0 +1,80 @@
+"""Exported graphs: they agree with the model, and answer without torch as the model does."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import SaveBackbone
+
+from modeling_mtl import MTLModel
+from mtl.export import TOLERANCE, export
+from predictor_mtl import MANIFEST, MTLPredictor
+from tasks_mtl import MULTI_LABEL, ORDINAL, REGRESSION, TaskConfig
+
+TASKS = (
+    TaskConfig("topic", labels=("sport", "film", "shop"), calibration_temperature=0.2, abstention_threshold=0.4),
+    TaskConfig("in-tent", labels=("buy", "sell"), out_of_scope_label="oos", rejection_threshold=0.7, hidden_size=8),
+    TaskConfig("stars", ORDINAL, labels=("one", "two", "three"), calibration_temperature=3.0),
+    TaskConfig("tags", MULTI_LABEL, labels=("urgent", "thanks"), label_thresholds=(0.49, 0.51)),
+    TaskConfig("valence", REGRESSION),
+    TaskConfig("emotion", REGRESSION, labels=("joy", "fear")),
+)
+SENTENCES = ["match team goal now", "price", "", "why " * 300, "a plain usual average scene, actor plot and a website"]
+WITHOUT_TORCH = """
+import json, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "mtl", "modeling_mtl", "configuration_mtl"):
+            raise ImportError(f"{name} is not there")
+
+sys.meta_path.insert(0, Blocked())
+sys.path.insert(0, sys.argv[1])
+from predictor_mtl import MTLPredictor
+
+embeddings, predictions = MTLPredictor(sys.argv[1]).encode_and_predict(json.loads(sys.argv[2]))
+print(json.dumps([embeddings.tolist(), predictions]))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["onnx", "openvino"])
+def test_graph_answers_as_the_model_does(backend: str, tmp_path: Path, backbone_dir: SaveBackbone) -> None:
+    model = MTLModel.from_backbone(backbone_dir("bert"), tasks=TASKS)
+    folder = tmp_path / "out"
+    assert export(model, folder, backend, texts=SENTENCES).difference <= TOLERANCE
+    embeddings, predictions = model.encode_and_predict(SENTENCES)
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(folder), json.dumps(SENTENCES)]
+    alone = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
+    predictor = MTLPredictor(folder, backend=backend, precision="fp32", threads=1)
+    streamed = list(predictor.stream(SENTENCES, window_size=2))
+    answers = (
+        predictor.encode_and_predict(SENTENCES),
+        (np.array([embedding for embedding, _ in streamed]), [said for _, said in streamed]),
+        (np.array(json.loads(alone)[0]), json.loads(alone)[1]),
+    )
+    for found, said in answers:
+        np.testing.assert_allclose(found, embeddings, atol=1e-5)
+        for left, right in zip(said, predictions, strict=True):
+            for name in ("topic", "in-tent", "stars"):
+                probabilities = left[name].pop("probabilities")
+                assert probabilities == pytest.approx(right[name]["probabilities"], abs=1e-5)
+                assert left[name].pop("score") == pytest.approx(right[name]["score"], abs=1e-5)
+                assert left[name] == {key: right[name][key] for key in left[name]}
+            assert left["tags"]["labels"] == right["tags"]["labels"]
+            assert left["valence"] == pytest.approx(right["valence"], abs=1e-5)
+            assert left["emotion"] == pytest.approx(right["emotion"], abs=1e-5)
+    assert predictor.encode("price").shape == (32,)
+    assert predictor.encode([]).shape == (0, 32)
+    assert predictor.predict("price")["topic"]["label"] == predictions[1]["topic"]["label"]
+    with pytest.raises(TypeError, match=r"sentences\[1\] is 3 of type int"):
+        predictor.encode(["a", 3])  # type: ignore[list-item]
+    with pytest.raises(ValueError, match="batch_size must be an int of at least 1, found 0"):
+        predictor.encode(["a"], batch_size=0)
+    with pytest.raises(FileNotFoundError, match=f"There is no graph of '{backend}' in 'int8' here"):
+        MTLPredictor(folder, backend=backend, precision="int8")
+    with pytest.raises(FileNotFoundError, match=f"no {MANIFEST}"):
+        MTLPredictor(tmp_path)
