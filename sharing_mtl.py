@@ -22,11 +22,13 @@ from transformers.utils.hub import cached_file
 try:
     if not TYPE_CHECKING:  # To a type checker these are top-level modules.
         from .configuration_mtl import MTLConfig
+        from .pipeline_mtl import custom_pipelines
 except ImportError:
     # As an installed top-level module there is no parent package; inside one, a failed import is a real fault.
     if __package__:
         raise
     from configuration_mtl import MTLConfig
+    from pipeline_mtl import custom_pipelines
 
 _HUB_KEYWORDS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
@@ -100,6 +102,7 @@ class SharingMixin(PreTrainedModel):
             return
         names = ("repo_id", "commit_message", "commit_description", "private", "create_pr", "revision", "tags")
         hub = {name: kwargs.pop(name) for name in names if name in kwargs}
+        self.config.custom_pipelines = custom_pipelines()
         with _staged(target, _weight_files(kwargs.get("variant"))) as staging:
             for custom in (self.backbone.config, self.backbone):
                 if custom.is_remote_code():

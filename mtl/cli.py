@@ -22,6 +22,7 @@ COMMANDS = {
     "compare": ("mtl.commands.compare", "train the tasks in one model and each alone, and say whether sharing helps"),
     "publish": ("mtl.commands.publish", "write a model as one folder that several libraries load, and push it"),
     "verify": ("mtl.commands.verify", "prove that every library loads a folder or repository, to equal answers"),
+    "export-task": ("mtl.commands.export_task", "write one task as a plain classifier that needs none of our code"),
 }
 """Name of each command -> its module, and what it does."""
 

@@ -58,6 +58,8 @@ _SIZES = {
 _OWN_SETTINGS: dict[str, dict[str, Any]] = {
     "bert": {},
     "roberta": {},
+    "camembert": {},
+    "xlm-roberta": {},
     "mpnet": {},
     "electra": {"embedding_size": 32},
     "albert": {"embedding_size": 16},

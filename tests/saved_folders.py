@@ -16,6 +16,7 @@ HUB_FILES = (
     "interop_mtl.py",
     "modeling_mtl.py",
     "passes_mtl.py",
+    "pipeline_mtl.py",
     "problem_types_mtl.py",
     "sharing_mtl.py",
     "similarity_mtl.py",

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parent.parent
 FOLDERS = ("mtl", "tests", "examples", "benchmarks")
 HUB_FILES = (
     "batching_mtl", "problem_types_mtl", "tasks_mtl", "configuration_mtl", "classification_mtl", "similarity_mtl",
-    "heads_mtl", "passes_mtl", "inference_mtl", "interop_mtl", "sharing_mtl", "modeling_mtl"
+    "heads_mtl", "passes_mtl", "inference_mtl", "interop_mtl", "pipeline_mtl", "sharing_mtl", "modeling_mtl"
 )  # fmt: skip
 
 # Importer -> what of the house it may import; the first row that fits counts. Patterns as in `fnmatch`.
@@ -27,7 +27,8 @@ ALLOWED = {
     "inference_mtl": ("batching_mtl", "passes_mtl"),
     "interop_mtl": (),
     "predictor_mtl": (),
-    "sharing_mtl": ("configuration_mtl",),
+    "pipeline_mtl": ("batching_mtl", "classification_mtl"),
+    "sharing_mtl": ("configuration_mtl", "pipeline_mtl"),
     "modeling_mtl": (
         "configuration_mtl",
         "heads_mtl",
