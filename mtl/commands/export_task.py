@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from transformers.utils import logging as transformers_logging
 
 from mtl.card_origin import find_origin
-from mtl.commands.evaluate import load
+from mtl.saved_models import load_model
 from mtl.sequence_card import SavedClassifier
 from mtl.sequence_folder import save_sequence_classification
 from train_trainer import or_exit
@@ -44,7 +44,7 @@ def export_task(options: argparse.Namespace) -> SavedClassifier:
         OSError: If there is no such model.
         ValueError: If there is no such task, or no plain classifier can have it.
     """
-    model = load(options.model)
+    model = load_model(options.model)
     if options.task not in model.config.task_names:
         raise ValueError(f"There is no task {options.task!r} in {options.model!r}. It has {model.config.task_names}.")
     return save_sequence_classification(model, options.task, options.folder, origin=find_origin(options.model))
