@@ -26,6 +26,8 @@ EMBEDDING, LOGITS = "sentence_embedding", "logits_"
 """Name of the output with the embeddings, and what stands before a task's name in that of its logits."""
 BACKENDS = ("openvino", "onnx")
 """In the order in which they are preferred."""
+PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+"""Backend -> the package that it needs."""
 PRECISIONS = ("fp32", "bf16", "int8")
 
 Text = str | tuple[str, str]
@@ -60,7 +62,7 @@ class MTLPredictor:
         threads: int | None = None,
     ) -> None:
         self.folder = Path(folder)
-        self.manifest = _read_manifest(self.folder)
+        self.manifest = read_manifest(self.folder)
         self.graph = _chosen_graph(self.manifest["graphs"], backend, precision)
         self.tasks: list[dict[str, Any]] = self.manifest["tasks"]
         self._tokenizer = Tokenizer.from_file(str(self.folder / "tokenizer.json"))
@@ -210,7 +212,13 @@ class MTLPredictor:
 _ATTRIBUTES = {"input_ids": "ids", "attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 
 
-def _read_manifest(folder: Path) -> dict[str, Any]:
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """Returns what a folder says of its graphs.
+
+    Raises:
+        FileNotFoundError: If it has no export.
+        ValueError: If the export is of a later version.
+    """
     file = folder / MANIFEST
     if not file.is_file():
         raise FileNotFoundError(f"There is no export in {str(folder)!r}, no {MANIFEST}. Make one: `mtl export`.")
@@ -235,13 +243,12 @@ def _chosen_graph(graphs: Sequence[dict[str, Any]], backend: str, precision: str
         found = sorted({f"{graph['backend']} {graph['precision']}" for graph in graphs})
         raise FileNotFoundError(f"There is no graph of {backend!r} in {precision!r} here, found {found}. Export it.")
     if backend == "auto":
-        fits = [graph for graph in fits if importlib.util.find_spec(_PACKAGES[graph["backend"]])] or fits
+        fits = [graph for graph in fits if importlib.util.find_spec(PACKAGES[graph["backend"]])] or fits
     fits.sort(key=lambda graph: (graph["precision"] != "int8", BACKENDS.index(graph["backend"])))
     return fits[0]
 
 
 _BF16_OF = ("openvino", "fp32")
-_PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
 
 
 def _fits(graph: Mapping[str, Any], precision: str) -> bool:

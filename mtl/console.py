@@ -77,6 +77,15 @@ def metrics_table(title: str, metrics: dict[str, dict[str, float]]) -> str:
     return "\n".join(lines)
 
 
+def aligned(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Formats a heading and rows as lines of text in columns, the first to the left and the others to the right."""
+    lines = [heading, *rows]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(
+        "  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines
+    )
+
+
 def sample_lines(model: MTLModel, rows: Sequence[Mapping[str, Any]], truths: Sequence[dict[str, str]]) -> str:
     """Formats sentences with the predicted and the true label of each task, by name.
 

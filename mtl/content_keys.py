@@ -25,6 +25,10 @@ _ROWS_AT_ONCE = 1000
 _END_OF_STREAM = b"\xff\xff\xff\xff\x00\x00\x00\x00"
 """What an Arrow stream ends with: https://arrow.apache.org/docs/format/Columnar.html#ipc-streaming-format"""
 
+_OF_LOADING = frozenset({"is_local", "local_files_only", "name_or_path"})
+_OF_CALLS = frozenset({"max_length", "pad_to_multiple_of", "stride", "truncation_strategy"})
+_ATTRIBUTES = ("truncation_side", "padding_side", "pad_token_type_id")
+
 
 def key_of(*parts: Any) -> str:
     """Returns the key of JSON-ready values."""
@@ -66,9 +70,9 @@ def _less_names(fields: dict[str, Any]) -> dict[str, Any]:
 
 def key_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     """Returns the key of a tokenizer's saved form, whatever it was called with."""
-    # Which end a call cuts and pads is an attribute, which is saved only if the tokenizer was made with it.
-    sides = [tokenizer.truncation_side, tokenizer.padding_side]
-    digest = hashlib.blake2b(json.dumps(sides).encode(), digest_size=16)
+    # These are saved only if the tokenizer was made with them.
+    attributes = [getattr(tokenizer, name) for name in _ATTRIBUTES]
+    digest = hashlib.blake2b(json.dumps(attributes).encode(), digest_size=16)
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
         for file in sorted(Path(folder).rglob("*")):
@@ -77,6 +81,11 @@ def key_of_tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
                 # How the tokenizer was last called; every call sets both anew.
                 state = json.loads(content) | {"truncation": None, "padding": None}
                 content = json.dumps(state, sort_keys=True).encode()
+            elif file.name == "tokenizer_config.json":
+                # From where the tokenizer was loaded, and how it was called before it was saved.
+                settings = json.loads(content)
+                kept = sorted(settings.keys() - _OF_LOADING - _OF_CALLS - set(_ATTRIBUTES))
+                content = json.dumps({key: settings[key] for key in kept}).encode()
             digest.update(json.dumps([file.name, len(content)]).encode() + content)
     return digest.hexdigest()
 

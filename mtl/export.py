@@ -11,6 +11,7 @@ import logging
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -237,7 +238,9 @@ def write_onnx(model: MTLModel, names: GraphNames, file: Path) -> None:
     graph, was_training = ExportGraph(model, names), model.training
     device = model.device
     try:
-        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()):  # It tells each of its steps.
+        # It tells each of its steps, and what of Python it should no longer use.
+        with torch.no_grad(), contextlib.redirect_stdout(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
             program = torch.onnx.export(
                 graph.cpu().eval(),
                 example_tokens(names),

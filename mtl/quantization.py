@@ -109,8 +109,7 @@ def quantize(
         texts = row_texts(rows[:])
         outputs = [outputs_of(predictor, texts) for predictor in (before, after)]
         changes = task_changes(tasks, rows, outputs[0], outputs[1])
-        cosines = [_unit(some[EMBEDDING]) for some in outputs]
-        cosine = float((cosines[0] * cosines[1]).sum(axis=1).mean())
+        cosine = mean_cosine(outputs[0][EMBEDDING], outputs[1][EMBEDDING])
         measured = {change.task: {change.metric: change.after, "fp32": change.before} for change in changes}
         facts: dict[str, Any] = {
             "is_close": are_close(changes),
@@ -164,8 +163,10 @@ def _raw_logits(task: TaskConfig, outputs: dict[str, np.ndarray]) -> np.ndarray:
     return outputs[LOGITS + task.name] * (task.calibration_temperature or 1.0)
 
 
-def _unit(embeddings: np.ndarray) -> np.ndarray:
-    return embeddings / np.maximum(np.linalg.norm(embeddings, axis=1, keepdims=True), 1e-12)
+def mean_cosine(left: np.ndarray, right: np.ndarray) -> float:
+    """Returns the mean cosine of the rows of two matrices, (N, H) each, with those of the same number."""
+    lengths = np.linalg.norm(left, axis=1) * np.linalg.norm(right, axis=1)  # (N,)
+    return float(((left * right).sum(axis=1) / np.maximum(lengths, 1e-12)).mean())
 
 
 def _quantize_openvino(source: Path, target: Path, inputs: Sequence[dict[str, np.ndarray]]) -> None:

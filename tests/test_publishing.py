@@ -21,7 +21,7 @@ import mtl.cli
 import mtl.publishing
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
-from mtl.content_keys import key_of, key_of_config, key_of_tokenizer, key_of_weights
+from mtl.content_keys import key_of_model
 from mtl.published_files import MANIFEST, changed_files, read_manifest
 from mtl.publishing import publish
 
@@ -43,11 +43,6 @@ def stored(folder: Path) -> list[tuple[str, str]]:
         with safe_open(path, framework="pt") as file:
             found += [(str(path.relative_to(folder)), name) for name in file.keys()]  # noqa: SIM118  # no iterator
     return found
-
-
-def export_key(model: MTLModel) -> str:
-    """Returns what an export says of the model that it is of."""
-    return key_of(key_of_config(model.config), key_of_weights(model), key_of_tokenizer(model.tokenizer))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +120,7 @@ def test_what_belongs_to_the_model_comes_along(model: MTLModel, tmp_path: Path) 
         (source / name).parent.mkdir(parents=True, exist_ok=True)
         (source / name).write_text(name)
     loaded = MTLModel.from_pretrained(source)
-    (source / "mtl_inference.json").write_text(json.dumps({"weights": export_key(loaded)}))
+    (source / "mtl_inference.json").write_text(json.dumps({"weights": key_of_model(loaded)}))
     folder = publish(loaded, tmp_path / "published", source=source)
     assert (folder / "mtl_inference.json").read_bytes() == (source / "mtl_inference.json").read_bytes()
     assert all((folder / name).read_text() == name for name in carried)

@@ -7,7 +7,6 @@ Writes `evaluation.json` and shows the figures with their intervals. Nothing is 
 """
 
 import argparse
-import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.bootstrap import CONFIDENCE_LEVEL, RESAMPLES, check_settings
-from mtl.commands.evaluate_data import chosen_split, load_data, measured_tasks
+from mtl.commands.evaluate_data import DATA_HELP, add_source_options, chosen_split, load_data, measured_tasks
 from mtl.data import tokenize_splits
 from mtl.evidence import build_evidence, count_resamples
 from mtl.evidence_tables import evidence_tables
@@ -106,40 +105,17 @@ def output_folder(options: argparse.Namespace) -> Path:
     return Path(options.model) / EVALUATION_FOLDER if Path(options.model).is_dir() else Path("outputs/evaluation")
 
 
-def _mapping(text: str) -> dict[str, str | None]:
-    try:
-        found = json.loads(text)
-    except json.JSONDecodeError:
-        found = None
-    is_mapping = isinstance(found, dict) and all(value is None or isinstance(value, str) for value in found.values())
-    if not is_mapping:
-        raise argparse.ArgumentTypeError(
-            f"""expected JSON that gives tasks their columns, such as '{{"topic": "category"}}'; found {text!r}"""
-        )
-    return dict(found)
-
-
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog=PROGRAM, description="Measures a saved model on labelled data.", allow_abbrev=False
     )
     add = parser.add_argument
     add("model", help="Folder, or name on the Hub, of a saved multi-task model.")
-    add("data", help="File, folder or data set; or a settings file (YAML), whose sources and cuts are used.")
+    add("data", help=DATA_HELP)
     add("--split", help="Split to measure; test if there is one, else validation, else train.")
-    add(
-        "--labels",
-        type=_mapping,
-        metavar="JSON",
-        help="Column of each task; one of the task's name if not given. A task with null for a column is left out.",
-    )
-    add("--text", metavar="COLUMN", help="Column of the texts; `text` if not given.")
-    add("--text_pair", metavar="COLUMN", help="Column of second texts, read together with the first.")
+    add_source_options(parser)
     add("--compare_with", nargs="+", metavar="COLUMN", help="Columns of further texts, for tasks on the embedding.")
     add("--pairs", nargs="+", default=[], metavar="TASK", help="Tasks that are measured on these texts, unlabelled.")
-    add("--split_column", metavar="COLUMN", help="Column that says in which split a row is.")
-    add("--label_separator", help="What stands between the labels of a cell.")
-    add("--drop_empty", action="store_true", help="Leave rows without text out, instead of refusing them.")
     add("--by", nargs="+", default=[], metavar="COLUMN", help="Columns by which figures are broken down.")
     add("--resamples", type=int, default=RESAMPLES, help="Resamples of an interval.")
     add("--level", type=float, default=CONFIDENCE_LEVEL, help="Probability with which an interval is to hold.")

@@ -1,7 +1,8 @@
-"""What `mtl evaluate` measures on: from the command line to the splits of the data, and the tasks that they label."""
+"""Labelled data for `mtl evaluate` and `mtl export --int8`: from the command line to splits, and what they label."""
 
 import argparse
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +24,7 @@ from train_setup import read_sources
 
 ALL_ROWS = "all"
 """Name of the split of a file that is not parted into splits."""
+DATA_HELP = "File, folder or data set; or a settings file (YAML), whose sources and cuts are used."
 _SETTINGS = (".yaml", ".yml")
 _WITHOUT_LABEL = (POSITIVE_PAIRS, TRIPLETS)
 _PREFERRED = ("test", "validation", "train")
@@ -30,6 +32,22 @@ _OF_SOURCE = ("text", "text_pair", "compare_with", "pairs", "split_column", "lab
 _NOT_OF_SETTINGS = ("labels", *_OF_SOURCE)
 
 logger = logging.getLogger(__name__)
+
+
+def add_source_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options that say what is in the columns of data which is no settings file."""
+    add = parser.add_argument
+    add(
+        "--labels",
+        type=_mapping,
+        metavar="JSON",
+        help="Column of each task; one of the task's name if not given. A task with null for a column is left out.",
+    )
+    add("--text", metavar="COLUMN", help="Column of the texts; `text` if not given.")
+    add("--text_pair", metavar="COLUMN", help="Column of second texts, read together with the first.")
+    add("--split_column", metavar="COLUMN", help="Column that says in which split a row is.")
+    add("--label_separator", help="What stands between the labels of a cell.")
+    add("--drop_empty", action="store_true", help="Leave rows without text out, instead of refusing them.")
 
 
 def load_data(
@@ -47,7 +65,7 @@ def load_data(
     if Path(options.data).suffix in _SETTINGS:
         return _of_settings(options, rest, tasks)
     if rest:
-        raise ValueError(f"{rest[0]!r} is unknown. `mtl evaluate --help` lists what the command takes.")
+        raise ValueError(f"{rest[0]!r} is unknown. `--help` lists what the command takes.")
     source = source_of(options, tasks)
     labelled = labelled_tasks([source], tasks, options)
     splits, known = load_sources(
@@ -192,3 +210,16 @@ def _as_settings(source: SourceConfig) -> Any:
 
 def _names(tasks: Sequence[TaskConfig]) -> list[str]:
     return [task.name for task in tasks]
+
+
+def _mapping(text: str) -> dict[str, str | None]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError:
+        found = None
+    is_mapping = isinstance(found, dict) and all(value is None or isinstance(value, str) for value in found.values())
+    if not is_mapping:
+        raise argparse.ArgumentTypeError(
+            f"""expected JSON that gives tasks their columns, such as '{{"topic": "category"}}'; found {text!r}"""
+        )
+    return dict(found)
