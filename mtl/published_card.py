@@ -10,6 +10,8 @@ from modeling_mtl import MTLModel
 from mtl.published_files import CARD
 
 BEGIN, END = "<!-- loading:begin -->", "<!-- loading:end -->"
+TASKS = "tasks"
+"""Folder of plain classifiers, each in a folder of its task's name."""
 PLACEHOLDERS = ("<this folder>", "<this repository>")
 """What cards have where the name of the repository belongs."""
 _TAGS = (
@@ -49,7 +51,8 @@ def published_card(folder: Path, model: MTLModel, *, repo_id: str | None = None)
     data.tags = list(dict.fromkeys([*own, *_TAGS, *exports]))
     text = _without_section(card.text)
     light = _light_code(exports[0], repo_id, model) if exports and (folder / _PREDICTOR).is_file() else None
-    section = _section(model, light, tells_all=_AUTO_CODE in text)
+    plain = next((path.parent.relative_to(folder) for path in sorted(folder.glob(f"{TASKS}/*/config.json"))), None)
+    section = _section(model, light, plain, tells_all=_AUTO_CODE in text)
     before, heading, after = text.partition("\n## Use\n")
     text = f"{before.rstrip()}\n\n{section}\n{heading}{after}" if heading else f"{text.rstrip()}\n\n{section}\n"
     for placeholder in PLACEHOLDERS:
@@ -72,13 +75,16 @@ def _without_section(text: str) -> str:
     return before.rstrip() + "\n" + rest.partition(END)[2] if begin else text
 
 
-def _section(model: MTLModel, light: str | None, *, tells_all: bool) -> str:
-    but_graphs = "" if light is None else ", but for the exported graphs, which hold their own"
-    parts = [f"{BEGIN}\n## Load it\n\nSeveral libraries read this repository; no weight is in it twice{but_graphs}."]
+def _section(model: MTLModel, light: str | None, plain: Path | None, *, tells_all: bool) -> str:
+    copies = [*(["exported graphs"] if light is not None else []), *(["classifiers of one task"] if plain else [])]
+    but = f", but for {' and '.join(copies)}, which hold their own" if copies else ""
+    parts = [f"{BEGIN}\n## Load it\n\nSeveral libraries read this repository; no weight is in it twice{but}."]
     parts.append(_block("Embeddings, with sentence-transformers. No code of the repository runs.", _WITH_ST))
     if not tells_all:
         parts.append(_block(_READ_FIRST, _WITH_CODE + (_PREDICT if len(model.heads) else "")))
     parts.append(_block(_PLAIN, _encoder_code(model)))
+    if plain is not None:
+        parts.append(_block(_ONE_TASK, _WITH_PIPELINE.replace("<folder>", plain.as_posix())))
     if light is not None:
         parts.append(_block(_LIGHT, light))
     return "\n\n".join([*parts, END])
@@ -102,6 +108,15 @@ model = AutoModel.from_pretrained("<this folder>", trust_remote_code=True)
 embeddings = model.encode(["A sentence.", "Another one."])
 """
 _PREDICT = 'predictions = model.predict(["A sentence.", "Another one."])\n'
+_ONE_TASK = "One task as a plain classifier, with transformers. No code of the repository runs."
+_WITH_PIPELINE = """
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
+
+model = AutoModelForSequenceClassification.from_pretrained("<this folder>", subfolder="<folder>")
+tokenizer = AutoTokenizer.from_pretrained("<this folder>", subfolder="<folder>")
+classify = pipeline("text-classification", model=model, tokenizer=tokenizer)
+scores = classify(["A sentence.", "Another one."], truncation=True)
+"""
 _PLAIN = (
     "The encoder alone, with transformers. No code of the repository runs. A pooler that is reported as missing has "
     "no part in the embeddings."

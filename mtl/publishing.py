@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +23,11 @@ from safetensors import safe_open
 from configuration_mtl import MTLConfig
 from interop_mtl import POOLING_KEYS
 from modeling_mtl import MTLModel
+from mtl.card_origin import Origin, find_origin
 from mtl.content_keys import key_of_model
-from mtl.published_card import published_card
+from mtl.published_card import TASKS, published_card
 from mtl.published_files import CARD, MANIFEST, read_manifest, sha256, tree_files, write_manifest
+from mtl.sequence_folder import save_sequence_classification
 from predictor_mtl import MANIFEST as EXPORT
 
 BACKBONE, HEADS, INDEX = "backbone", "heads.safetensors", "model.safetensors.index.json"
@@ -33,7 +35,7 @@ CARRIED = ("figures", "onnx", "openvino", EXPORT, "predictor_mtl.py", "LICENSE")
 """What is copied from beside the model, where it is there: pictures of the card, exported graphs, the licence."""
 _MODULE = "sentence_transformers.models."  # Understood by every release from 2 on.
 # Of an earlier push in another layout. A loader would prefer weights in one file to those of the index.
-_SUPERSEDED = ["*.safetensors", "*.index.json", "*_mtl.py", "onnx/*", "openvino/*", EXPORT, MANIFEST]
+_SUPERSEDED = ["*.safetensors", "*.index.json", "*_mtl.py", "onnx/*", "openvino/*", f"{TASKS}/*", EXPORT, MANIFEST]
 
 
 def publish(
@@ -41,6 +43,7 @@ def publish(
     target: str | os.PathLike[str],
     *,
     source: str | os.PathLike[str] | None = None,
+    classifiers: Sequence[str] = (),
     repo_id: str | None = None,
 ) -> Path:
     """Writes a model in the layout that four loaders read; returns the folder.
@@ -52,12 +55,14 @@ def publish(
         model: The model, with its tokenizer.
         target: The folder to make.
         source: Folder that the model was loaded from, whose card, pictures and exported graphs are taken along.
+        classifiers: Tasks that the folder has as plain classifiers too, in `tasks/<task>`, each with its own weights.
         repo_id: Name of the repository that the card names in its examples; a placeholder if not given.
 
     Raises:
         FileExistsError: If the target holds files that this function did not write.
         ValueError: If the encoder is code in a repository, the model has no tokenizer, there is an adapter in it, or
-            the card of the source cannot be read, or graphs were exported from another model.
+            the card of the source cannot be read, or graphs were exported from another model; if there is no such
+            task, or no plain classifier can have it.
     """
     target = Path(target).resolve()
     check_publishable(model.config)
@@ -65,13 +70,18 @@ def publish(
         raise ValueError(
             "The model has no tokenizer. Set one: `model.tokenizer = AutoTokenizer.from_pretrained(...)`."
         )
+    if unknown := [name for name in classifiers if name not in model.config.task_names]:
+        raise ValueError(f"There is no task {unknown[0]!r}. The model has {model.config.task_names}.")
     edited = _edited_card(target)
+    origin = Origin() if source is None else find_origin(str(source))
     with _replaced(target) as folder:
         _write_model(model, folder)
         _write_modules(model, folder)
         if source is not None:
             _check_export(Path(source), model)
             _carry(Path(source), folder)
+        for name in classifiers:
+            save_sequence_classification(model, name, folder / TASKS / name, origin=origin)
         published_card(folder, model, repo_id=repo_id).save(folder / CARD)
         write_manifest(folder)
         if edited is not None:

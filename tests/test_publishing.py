@@ -9,13 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import MakeModel
+from conftest import TOPICS, MakeModel
 from fresh_process import offline_env, run_fresh
 from huggingface_hub import ModelCard
 from safetensors import safe_open
 from saved_folders import HUB_FILES, SENTENCES, assert_loads_as, names
 from sentence_transformers import SentenceTransformer
-from transformers import AutoModel, AutoTokenizer
+from transformers import AutoModel, AutoModelForSequenceClassification, AutoTokenizer
 
 import mtl.cli
 import mtl.publishing
@@ -81,6 +81,27 @@ def test_no_weight_is_stored_twice(model: MTLModel, tmp_path: Path) -> None:
     assert index["weight_map"] == {name: file for file, name in found}
     assert index["metadata"]["total_parameters"] == sum(weight.numel() for weight in model.parameters())
     assert {file for file, _ in found} == {"heads.safetensors", "backbone/model.safetensors"}
+
+
+def test_tasks_as_plain_classifiers(model: MTLModel, make_model: MakeModel, tmp_path: Path) -> None:
+    folder = publish(model, tmp_path / "published", classifiers=["topic"])
+    assert names(folder) > LAYOUT
+    assert_loads_as(folder, model)
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {"heads.safetensors", "backbone/model.safetensors"}
+    load = {"pretrained_model_name_or_path": folder, "subfolder": "tasks/topic"}
+    inputs = AutoTokenizer.from_pretrained(**load)(TEXTS, padding=True, truncation=True, return_tensors="pt")
+    logits = AutoModelForSequenceClassification.from_pretrained(**load)(**inputs).logits
+    expected = [[row["topic"]["probabilities"][label] for label in TOPICS] for row in model.predict(TEXTS)]
+    np.testing.assert_allclose(logits.softmax(dim=-1).detach(), expected, rtol=0, atol=1e-5)
+    card = (folder / "README.md").read_text()
+    assert 'subfolder="tasks/topic"' in card
+    assert "but for classifiers of one task, which hold their own" in card
+    with pytest.raises(ValueError, match="There is no task 'mood'"):
+        publish(model, tmp_path / "other", classifiers=["mood"])
+    with pytest.raises(ValueError, match="cannot be written as a stock classifier"):
+        publish(make_model("mpnet"), tmp_path / "other", classifiers=["topic"])
+    assert not (tmp_path / "other").exists()
 
 
 def test_model_without_heads_is_published_too(make_model: MakeModel, tmp_path: Path) -> None:

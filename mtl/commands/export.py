@@ -17,15 +17,15 @@ import numpy as np
 from datasets import Dataset
 from transformers.utils import logging as transformers_logging
 
+from batching_mtl import Text
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.commands.evaluate_data import DATA_HELP, add_source_options, chosen_split, load_data, measured_tasks
 from mtl.console import aligned
 from mtl.data import row_texts
-from mtl.export import PARITY_TEXTS, Exported, export
+from mtl.export import ONNX, OPENVINO, PARITY_TEXTS, Exported, export
 from mtl.quantization import CALIBRATION_ROWS, CLOSE_POINTS, Quantized, quantize
 from mtl.saved_models import load_model
-from predictor_mtl import BACKENDS, Text
 from train_trainer import or_exit
 
 PROGRAM = "mtl export"
@@ -141,7 +141,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
     )
     add = parser.add_argument
-    add("backend", choices=BACKENDS, help="The runtime.")
+    add("backend", choices=(ONNX, OPENVINO), help="The runtime.")
     add("model", help="Folder, or name on the Hub, of a saved multi-task model.")
     add("folder", nargs="?", help="Where the export goes; the folder of the model if not given.")
     add("--int8", dest="data", metavar="DATA", help=f"Add a graph in int8, measured on labelled data. {DATA_HELP}")

@@ -1,7 +1,7 @@
 """`mtl publish MODEL DIR`: a saved model as one folder that several libraries load.
 
     mtl publish outputs/vader published
-    mtl publish outputs/vader published --push you/vader
+    mtl publish outputs/vader published --classifiers sentiment --push you/vader
 
 Card, pictures and exported graphs of the model come along. `mtl verify DIR` proves what was made.
 """
@@ -54,7 +54,8 @@ def write(options: argparse.Namespace) -> Path:
     config = AutoConfig.from_pretrained(source)
     if isinstance(config, MTLConfig):  # Otherwise loading tells what it is.
         check_publishable(config)
-    return publish(load_model(str(source)), options.folder, source=source, repo_id=options.push)
+    settings = {"source": source, "classifiers": options.classifiers, "repo_id": options.push}
+    return publish(load_model(str(source)), options.folder, **settings)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -66,6 +67,9 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", help="Folder, or name on the Hub, of a saved multi-task model.")
     add("folder", help="Folder to make; an earlier one of this command is replaced, any other is left alone.")
+    add(
+        "--classifiers", nargs="+", default=[], metavar="TASK", help="Tasks to add as plain classifiers: tasks/<task>."
+    )
     add("--push", metavar="REPO", help="Repository to upload the folder to, as owner/name.")
     add("--private", action="store_true", default=None, help="Make the repository private, if it is new.")
     add("--revision", metavar="BRANCH", help="Branch to push to; made if it is not there.")
