@@ -18,6 +18,7 @@ from mtl.content_keys import key_of_model
 from mtl.export import export
 from mtl.precision import has_fast_bf16
 from mtl.quantization import mean_cosine
+from passes_mtl import Precision
 from predictor_mtl import BACKENDS, MANIFEST, PACKAGES, MTLPredictor, read_manifest
 
 TORCH = "torch"
@@ -103,7 +104,7 @@ def bench(
 
 def torch_runners(model: MTLModel) -> list[Runner]:
     """Returns the model itself, in fp32, and in bf16 where the processor is fast in it; the first is the reference."""
-    precisions = ["fp32", *(["bf16"] if has_fast_bf16() else [])]
+    precisions: list[Precision] = ["fp32", "bf16"] if has_fast_bf16() else ["fp32"]
     return [
         Runner(TORCH, precision, True, partial(model.encode_and_predict, precision=precision, show_progress_bar=False))
         for precision in precisions

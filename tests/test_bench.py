@@ -108,7 +108,8 @@ def test_every_runtime_is_measured(
 def test_graphs_of_other_weights_are_not_measured(make_model: MakeModel, tmp_path: Path) -> None:
     folder = tmp_path / "out"
     export(make_model(seed=1), folder, "onnx")
-    model, steps = make_model(), []
+    model = make_model()
+    steps: list[str] = []
     runners = graph_runners(model, folder, tmp_path / "place", None, steps.append)
     assert "onnx: exporting" in steps
     (onnx,) = [runner for runner in runners if runner.backend == "onnx"]

@@ -63,7 +63,7 @@ def test_int8_is_measured_as_the_model_is(
     measured = read_data(options(file), [], model).rows
     predicted = model.predict(measured["text"][:])
     known = [
-        (TASKS[0].labels[true], said["topic"]["label"])
+        (TASKS[0].id2label[true], said["topic"]["label"])
         for true, said in zip(measured["label_topic"][:], predicted, strict=True)
         if true >= 0
     ]

@@ -89,9 +89,9 @@ def test_tasks_as_plain_classifiers(model: MTLModel, make_model: MakeModel, tmp_
     assert_loads_as(folder, model)
     index = json.loads((folder / "model.safetensors.index.json").read_text())
     assert set(index["weight_map"].values()) == {"heads.safetensors", "backbone/model.safetensors"}
-    load = {"pretrained_model_name_or_path": folder, "subfolder": "tasks/topic"}
-    inputs = AutoTokenizer.from_pretrained(**load)(TEXTS, padding=True, truncation=True, return_tensors="pt")
-    logits = AutoModelForSequenceClassification.from_pretrained(**load)(**inputs).logits
+    tokenizer = AutoTokenizer.from_pretrained(folder, subfolder="tasks/topic")
+    classifier = AutoModelForSequenceClassification.from_pretrained(folder, subfolder="tasks/topic")
+    logits = classifier(**tokenizer(TEXTS, padding=True, truncation=True, return_tensors="pt")).logits
     expected = [[row["topic"]["probabilities"][label] for label in TOPICS] for row in model.predict(TEXTS)]
     np.testing.assert_allclose(logits.softmax(dim=-1).detach(), expected, rtol=0, atol=1e-5)
     card = (folder / "README.md").read_text()

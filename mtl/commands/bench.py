@@ -17,7 +17,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 from transformers.utils import logging as transformers_logging
 
 from mtl.bench import ROUNDS, Measured, bench, fastest
@@ -65,7 +64,8 @@ def run(options: argparse.Namespace) -> list[Measured]:
     if options.threads is not None:
         torch.set_num_threads(options.threads)
     folder = Path(options.model) if Path(options.model).is_dir() else None
-    with tqdm(disable=options.quiet, bar_format="{elapsed} {desc}", leave=False) as bar:
+    transformers_logging.enable_progress_bar()  # What was to stay quiet is the loading.
+    with transformers_logging.tqdm(disable=options.quiet, bar_format="{elapsed} {desc}", leave=False) as bar:
         counts = {"rounds": options.rounds, "threads": options.threads}
         return bench(model, folder, texts, **counts, progress=bar.set_description_str)
 
