@@ -23,7 +23,7 @@ MANIFEST = "mtl_inference.json"
 """File of a folder that says what its graphs take and give."""
 FORMAT_VERSION = 1
 EMBEDDING, LOGITS = "sentence_embedding", "logits_"
-BACKENDS = ("openvino", "onnx")
+BACKENDS = ("static", "openvino", "onnx")
 """In the order in which they are preferred."""
 PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -71,7 +71,7 @@ class MTLPredictor:
         file = self.folder / self.graph["file"]
         if not file.is_file():
             raise FileNotFoundError(f"There is no file {str(file)!r}, of which {MANIFEST} tells. Export again.")
-        self._runtime = _RUNTIMES[self.graph["backend"]](file, self.graph["precision"], threads)
+        self._runtime = _RUNTIMES[self.graph["backend"]](file, self.graph["precision"], threads, self.manifest)
 
     def encode(
         self,
@@ -240,7 +240,7 @@ def _chosen_graph(graphs: Sequence[dict[str, Any]], backend: str, precision: str
 
 
 _BF16_OF = ("openvino", "fp32")
-_PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+_PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino", "static": "safetensors"}
 
 
 def _fits(graph: Mapping[str, Any], precision: str) -> bool:
@@ -254,7 +254,7 @@ class _OnnxRuntime:
 
     batch_tokens = 1024
 
-    def __init__(self, file: Path, precision: str, threads: int | None) -> None:
+    def __init__(self, file: Path, precision: str, threads: int | None, manifest: Mapping[str, Any]) -> None:
         onnxruntime = _import("onnxruntime", "onnx")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
@@ -271,7 +271,7 @@ class _OpenVINO:
 
     batch_tokens = 512
 
-    def __init__(self, file: Path, precision: str, threads: int | None) -> None:
+    def __init__(self, file: Path, precision: str, threads: int | None, manifest: Mapping[str, Any]) -> None:
         openvino = _import("openvino", "openvino")
         core = openvino.Core()
         hints: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT"}
@@ -298,7 +298,40 @@ class _OpenVINO:
         yield from done
 
 
-_RUNTIMES: dict[str, Callable[..., Any]] = {"onnx": _OnnxRuntime, "openvino": _OpenVINO}
+class _Static:
+    """Means of the vectors of tokens, and heads on them."""
+
+    batch_tokens = 65_536
+
+    def __init__(self, file: Path, precision: str, threads: int | None, manifest: Mapping[str, Any]) -> None:
+        load_file = _import("safetensors.numpy", "static").load_file
+        (graph,) = (graph for graph in manifest["graphs"] if graph["backend"] == "static")
+        self._vectors = load_file(file)["embeddings"]  # (V, H)
+        self._heads = load_file(file.parent / graph["heads"])
+        self._tasks = [(task["name"], task["calibration_temperature"] or 1.0) for task in manifest["tasks"]]
+        self._normalizes, self._for_heads = manifest["is_normalized"], graph["normalizes_for_heads"]
+
+    def run(self, batches: Iterable[tuple[np.ndarray, Arrays]]) -> Iterator[tuple[np.ndarray, Arrays]]:
+        for rows, inputs in batches:
+            mask = inputs["attention_mask"][..., None].astype(np.float32)  # (B, T, 1)
+            sums = (self._vectors[inputs["input_ids"]] * mask).sum(axis=1)  # (B, H)
+            pooled = sums / np.maximum(mask.sum(axis=1), 1.0)  # (B, H)
+            unit = pooled / np.maximum(np.linalg.norm(pooled, axis=1, keepdims=True), 1e-12)  # (B, H)
+            outputs = {EMBEDDING: unit if self._normalizes else pooled}
+            features = unit if self._for_heads else pooled  # (B, H)
+            for name, temperature in self._tasks:
+                outputs[LOGITS + name] = self._logits(name, features) / np.float32(temperature)  # (B, C)
+            yield rows, outputs
+
+    def _logits(self, name: str, features: np.ndarray) -> np.ndarray:
+        if f"{name}.hidden.0.weight" in self._heads:
+            features = _gelu(
+                features @ self._heads[f"{name}.hidden.0.weight"].T + self._heads[f"{name}.hidden.0.bias"]
+            )
+        return features @ self._heads[f"{name}.out_proj.weight"].T + self._heads[f"{name}.out_proj.bias"]
+
+
+_RUNTIMES: dict[str, Callable[..., Any]] = {"onnx": _OnnxRuntime, "openvino": _OpenVINO, "static": _Static}
 
 
 def _import(module: str, extra: str) -> Any:
@@ -376,6 +409,15 @@ _PREDICTIONS: dict[str, Callable[[Mapping[str, Any], np.ndarray], list[Any]]] = 
     "multi_label_classification": _multi_label_predictions,
     "regression": _regression_predictions,
 }
+
+
+def _gelu(values: np.ndarray) -> np.ndarray:
+    """Returns x times the normal distribution function, by formula 7.1.26 of Abramowitz and Stegun, to 1.5e-7."""
+    scaled = np.abs(values) * np.float32(0.5**0.5)
+    t = 1.0 / (1.0 + 0.3275911 * scaled)
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    erf = np.sign(values) * (1.0 - series * np.exp(-scaled * scaled))
+    return 0.5 * values * (1.0 + erf)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:
