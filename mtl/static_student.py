@@ -57,9 +57,7 @@ def write_static_encoder(teacher: MTLModel, folder: Path, *, dimensions: int | N
         copy.deepcopy(teacher.tokenizer),
         pca_dims="auto" if dimensions is None else dimensions,
         quantize_to="float32",
-        pooling="mean"
-        if teacher.config.pooling == "max"
-        else {"mean": "mean", "cls": "first"}[teacher.config.pooling],
+        pooling=pooling,
         device="cpu",
     )
     vectors = np.array(static.embedding, dtype=np.float32)  # (V, H)
