@@ -8,6 +8,7 @@
 It needs numpy and tokenizers, and onnxruntime or openvino. Its methods are those of `MTLModel`, with the same answers.
 """
 
+import collections
 import importlib
 import importlib.util
 import itertools
@@ -24,9 +25,9 @@ MANIFEST = "mtl_inference.json"
 FORMAT_VERSION = 1
 EMBEDDING, LOGITS = "sentence_embedding", "logits_"
 """Name of the output with the embeddings, and what stands before a task's name in that of its logits."""
-BACKENDS = ("openvino", "onnx")
+BACKENDS = ("static", "openvino", "onnx")
 """In the order in which they are preferred."""
-PACKAGES = {"onnx": "onnxruntime", "openvino": "openvino"}
+PACKAGES = {"static": "safetensors", "openvino": "openvino", "onnx": "onnxruntime"}
 """Backend -> the package that it needs."""
 PRECISIONS = ("fp32", "bf16", "int8")
 
@@ -74,7 +75,7 @@ class MTLPredictor:
         file = self.folder / self.graph["file"]
         if not file.is_file():
             raise FileNotFoundError(f"There is no file {str(file)!r}, of which {MANIFEST} tells. Export again.")
-        self._runtime = _RUNTIMES[self.graph["backend"]](file, self.graph["precision"], threads)
+        self._runtime = _RUNTIMES[self.graph["backend"]](file, self.graph["precision"], threads, self.manifest)
 
     def encode(
         self,
@@ -143,6 +144,8 @@ class MTLPredictor:
         Returns:
             `sentence_embedding`, (B, H), and `logits_<task>`, (B, C), divided by the task's temperature.
         """
+        if isinstance(self._runtime, _Static):
+            return self._runtime.outputs(self._token_ids(sentences))
         return next(iter(self._runtime.run([(np.arange(len(sentences)), self.inputs(sentences))])))[1]
 
     def inputs(self, sentences: Sequence[Text]) -> Arrays:
@@ -154,6 +157,8 @@ class MTLPredictor:
         self, sentences: Sequence[Text], *, batch_size: int | None = None, max_batch_tokens: int | None = None
     ) -> Iterator[tuple[np.ndarray, Arrays]]:
         """Yields numbers of sentences, (B,), and the outputs of the graph for them, as of [`outputs`]."""
+        if isinstance(self._runtime, _Static):  # Which pads nothing, and so needs no batches.
+            return iter([(np.arange(len(sentences)), self._runtime.outputs(self._token_ids(sentences)))])
         budget = self._runtime.batch_tokens if max_batch_tokens is None else max_batch_tokens
         return self._runtime.run(self._batches(sentences, batch_size, budget))
 
@@ -195,6 +200,9 @@ class MTLPredictor:
             rows = order[begin : begin + (size if batch_size is None else min(size, batch_size))]  # (B,)
             begin += len(rows)
             yield rows, self._padded([encoded[row] for row in rows], width)
+
+    def _token_ids(self, sentences: Sequence[Text]) -> list[list[int]]:
+        return [one.ids for one in self._tokenizer.encode_batch_fast(list(sentences))]
 
     def _padded(self, encoded: Sequence[Any], width: int) -> Arrays:
         fillers = {"input_ids": self.manifest["pad_token_id"], "attention_mask": 0}
@@ -262,7 +270,7 @@ class _OnnxRuntime:
 
     batch_tokens = 1024
 
-    def __init__(self, file: Path, precision: str, threads: int | None) -> None:
+    def __init__(self, file: Path, precision: str, threads: int | None, manifest: Mapping[str, Any]) -> None:
         onnxruntime = _import("onnxruntime", "onnx")
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or 0
@@ -279,7 +287,7 @@ class _OpenVINO:
 
     batch_tokens = 512
 
-    def __init__(self, file: Path, precision: str, threads: int | None) -> None:
+    def __init__(self, file: Path, precision: str, threads: int | None, manifest: Mapping[str, Any]) -> None:
         openvino = _import("openvino", "openvino")
         core = openvino.Core()
         hints: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT"}
@@ -289,24 +297,88 @@ class _OpenVINO:
             hints["INFERENCE_NUM_THREADS"] = threads
         self._compiled = core.compile_model(str(file), "CPU", hints)
         self._names = [output.get_any_name() for output in self._compiled.outputs]
-        self._queue_class = openvino.AsyncInferQueue
+        self._at_once = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
+        self._idle: collections.deque[Any] = collections.deque()
 
     def run(self, batches: Iterable[tuple[np.ndarray, Arrays]]) -> Iterator[tuple[np.ndarray, Arrays]]:
-        done: list[tuple[np.ndarray, Arrays]] = []
+        # Not by an AsyncInferQueue, whose threads may outlive it by so little that the process aborts (2026.4).
+        running: collections.deque[tuple[Any, np.ndarray]] = collections.deque()
+        try:
+            for rows, inputs in batches:
+                if len(running) == self._at_once:
+                    yield self._finished(*running.popleft())
+                request = self._request()
+                running.append((request, rows))
+                request.start_async(inputs)
+            while running:
+                yield self._finished(*running.popleft())
+        finally:
+            for request, _ in running:  # Nobody wants the rest.
+                request.wait()
 
-        def keep(request: Any, rows: np.ndarray) -> None:
-            outputs = (request.get_output_tensor(place).data.copy() for place in range(len(self._names)))
-            done.append((rows, dict(zip(self._names, outputs, strict=True))))
+    def _request(self) -> Any:
+        try:
+            return self._idle.pop()  # In one step, for several threads.
+        except IndexError:
+            return self._compiled.create_infer_request()
 
-        queue = self._queue_class(self._compiled)
-        queue.set_callback(keep)
-        for rows, inputs in batches:
-            queue.start_async(inputs, userdata=rows)
-        queue.wait_all()
-        yield from done
+    def _finished(self, request: Any, rows: np.ndarray) -> tuple[np.ndarray, Arrays]:
+        request.wait()
+        outputs = {name: request.get_output_tensor(place).data.copy() for place, name in enumerate(self._names)}
+        self._idle.append(request)
+        return rows, outputs
 
 
-_RUNTIMES: dict[str, Callable[..., Any]] = {"onnx": _OnnxRuntime, "openvino": _OpenVINO}
+class _Static:
+    """Means of the vectors of tokens, and heads on them."""
+
+    batch_tokens = 8_192
+
+    def __init__(self, file: Path, precision: str, threads: int | None, manifest: Mapping[str, Any]) -> None:
+        load_file = _import("safetensors.numpy", "static").load_file
+        (graph,) = (graph for graph in manifest["graphs"] if graph["backend"] == "static")
+        self._vectors = load_file(file)["embeddings"]  # (V, H)
+        self._heads = load_file(file.parent / graph["heads"])
+        self._tasks = [(task["name"], task["calibration_temperature"] or 1.0) for task in manifest["tasks"]]
+        self._normalizes, self._for_heads = manifest["is_normalized"], graph["normalizes_for_heads"]
+        self._of_cosines = frozenset(graph["cosine_tasks"])
+
+    def outputs(self, token_ids: Sequence[list[int]]) -> Arrays:
+        """Returns the outputs for the tokens of sentences, as of a graph."""
+        pooled = self._pooled(token_ids)  # (B, H)
+        unit = _unit(pooled)  # (B, H)
+        outputs = {EMBEDDING: unit if self._normalizes else pooled}
+        features = unit if self._for_heads else pooled  # (B, H)
+        for name, temperature in self._tasks:
+            outputs[LOGITS + name] = self._logits(name, features) / np.float32(temperature)  # (B, C)
+        return outputs
+
+    def _pooled(self, token_ids: Sequence[list[int]]) -> np.ndarray:
+        """Returns the mean vector of each sentence, (B, H), of which those of one length are read together."""
+        lengths = np.fromiter(map(len, token_ids), np.int64, len(token_ids))  # (B,)
+        flat = np.fromiter(itertools.chain.from_iterable(token_ids), np.int64, int(lengths.sum()))  # (S,)
+        begins = np.cumsum(lengths) - lengths  # (B,)
+        pooled = np.zeros((len(token_ids), self._vectors.shape[1]), np.float32)  # (B, H)
+        for length in np.unique(lengths[lengths > 0]).tolist():
+            rows, places = np.flatnonzero(lengths == length), np.arange(length)  # (N,), (T,)
+            size = max(1, self.batch_tokens // length)
+            for some in np.split(rows, range(size, len(rows), size)):
+                pooled[some] = self._vectors[flat[begins[some, None] + places]].mean(axis=1)  # (N, T, H) -> (N, H)
+        return pooled
+
+    def _logits(self, name: str, features: np.ndarray) -> np.ndarray:
+        if f"{name}.hidden.weight" in self._heads:
+            features = _gelu(features @ self._heads[f"{name}.hidden.weight"].T + self._heads[f"{name}.hidden.bias"])
+        if name in self._of_cosines:
+            features = _unit(features)
+        return features @ self._heads[f"{name}.weight"].T + self._heads[f"{name}.bias"]
+
+
+def _unit(vectors: np.ndarray) -> np.ndarray:
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+
+
+_RUNTIMES: dict[str, Callable[..., Any]] = {"onnx": _OnnxRuntime, "openvino": _OpenVINO, "static": _Static}
 
 
 def _import(module: str, extra: str) -> Any:
@@ -384,6 +456,15 @@ _PREDICTIONS: dict[str, Callable[[Mapping[str, Any], np.ndarray], list[Any]]] = 
     "multi_label_classification": _multi_label_predictions,
     "regression": _regression_predictions,
 }
+
+
+def _gelu(values: np.ndarray) -> np.ndarray:
+    """Returns x times the normal distribution function, by formula 7.1.26 of Abramowitz and Stegun, to 1.5e-7."""
+    scaled = np.abs(values) * np.float32(0.5**0.5)
+    t = 1.0 / (1.0 + 0.3275911 * scaled)
+    series = t * (0.254829592 + t * (-0.284496736 + t * (1.421413741 + t * (-1.453152027 + t * 1.061405429))))
+    erf = np.sign(values) * (1.0 - series * np.exp(-scaled * scaled))
+    return 0.5 * values * (1.0 + erf)
 
 
 def _softmax(logits: np.ndarray) -> np.ndarray:

@@ -15,11 +15,11 @@ import numpy as np
 from batching_mtl import Text
 from modeling_mtl import MTLModel
 from mtl.content_keys import key_of_model
-from mtl.export import export
+from mtl.export import ONNX, OPENVINO, export
 from mtl.precision import has_fast_bf16
 from mtl.quantization import mean_cosine
 from passes_mtl import Precision
-from predictor_mtl import BACKENDS, MANIFEST, PACKAGES, MTLPredictor, read_manifest
+from predictor_mtl import MANIFEST, PACKAGES, MTLPredictor, read_manifest
 
 TORCH = "torch"
 ROUNDS = 5
@@ -116,7 +116,7 @@ def graph_runners(
 ) -> list[Runner]:
     """Returns a runner for each graph in a folder, and for one that is exported to `place` where one is missing."""
     found = []
-    for backend in (backend for backend in BACKENDS if find_spec(PACKAGES[backend])):
+    for backend in (backend for backend in (OPENVINO, ONNX) if find_spec(PACKAGES[backend])):
         there = _graphs(model, folder, backend)
         if not any(graph["precision"] == "fp32" for graph in there):
             progress(f"{backend}: exporting")

@@ -23,6 +23,7 @@ COMMANDS = {
     "publish": ("mtl.commands.publish", "write a model as one folder that several libraries load, and push it"),
     "verify": ("mtl.commands.verify", "prove that every library loads a folder or repository, to equal answers"),
     "export": ("mtl.commands.export", "write a graph that ONNX Runtime or OpenVINO runs without torch, also in int8"),
+    "distill-static": ("mtl.commands.distill_static", "distil a student without layers, and measure what it loses"),
     "bench": ("mtl.commands.bench", "measure which runtime and precision answer fastest on this machine"),
     "export-task": ("mtl.commands.export_task", "write one task as a plain classifier that needs none of our code"),
 }
@@ -49,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _parser() -> argparse.ArgumentParser:
-    lines = [f"  {name:<11} {does}" for name, (_, does) in COMMANDS.items()]
+    lines = [f"  {name:<14} {does}" for name, (_, does) in COMMANDS.items()]
     parser = argparse.ArgumentParser(
         prog="mtl",
         usage="mtl <command> [arguments]",

@@ -142,15 +142,24 @@ def task_changes(
         before: Outputs of the graph in fp32.
         after: Those of the other one.
     """
+    figures = [primary_figures(tasks, rows, outputs) for outputs in (before, after)]
+    return [TaskChange(name, metric, value, figures[1][name][1]) for name, (metric, value) in figures[0].items()]
+
+
+def primary_figures(
+    tasks: Sequence[TaskConfig], rows: Dataset, outputs: dict[str, np.ndarray]
+) -> dict[str, tuple[str, float]]:
+    """Returns each task's primary metric, by its name, and the value.
+
+    Args:
+        tasks: Tasks with a head.
+        rows: The labelled rows.
+        outputs: What [`outputs_of`] returns for them.
+    """
     measure = EvaluationMetrics(tasks)
     labels = {task.name: _labels(rows, task) for task in tasks}
-    both = [{task.name: _raw_logits(task, outputs) for task in tasks} for outputs in (before, after)]
-    found = [measure.by_task(logits, labels) for logits in both]
-    return [
-        TaskChange(task.name, metric, found[0][task.name][metric], found[1][task.name][metric])
-        for task in tasks
-        for metric in [measure.primary[task.name]]
-    ]
+    found = measure.by_task({task.name: _raw_logits(task, outputs) for task in tasks}, labels)
+    return {name: (metric, found[name][metric]) for name, metric in measure.primary.items()}
 
 
 def _labels(rows: Dataset, task: TaskConfig) -> np.ndarray:

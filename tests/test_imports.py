@@ -39,7 +39,7 @@ ALLOWED = {
         "tasks_mtl",
     ),
     "mtl.trainer": (*HUB_FILES, "mtl", "mtl.*"),
-    "mtl.commands.*": (*HUB_FILES, "mtl", "mtl.*", "train_*"),
+    "mtl.commands.*": (*HUB_FILES, "predictor_mtl", "mtl", "mtl.*", "train_*"),
     "mtl": (*HUB_FILES, "mtl.*"),
     "mtl.*": (*HUB_FILES, "predictor_mtl", "mtl", "mtl.*"),
     "train_setup": (*HUB_FILES, "mtl", "mtl.*"),
@@ -47,7 +47,7 @@ ALLOWED = {
     "train_*": (*HUB_FILES, "mtl", "mtl.*", "train_setup", "train_report"),
     "merge_*": (*HUB_FILES, "mtl", "mtl.*", "train_*"),
     "examples.*": (*HUB_FILES, "mtl", "mtl.*", "train_*"),
-    "benchmarks.*": (*HUB_FILES, "mtl", "mtl.*", "train_*", "merge_*", "benchmarks.*"),
+    "benchmarks.*": (*HUB_FILES, "predictor_mtl", "mtl", "mtl.*", "train_*", "merge_*", "benchmarks.*"),
     "tests.*": ("*",),
 }
 # What only these may import, whatever the table above says.

@@ -1,0 +1,173 @@
+"""`mtl distill-static MODEL OUT CONFIG`: a student without layers, some hundred times as fast, and what it loses.
+
+    mtl distill-static outputs/vader outputs/vader-static configs/vader.yaml
+
+The settings give tasks and data; what else is in them is of the model's own training, and settings for the student's
+come after them, as `--num_train_epochs 5`.
+"""
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, DatasetDict
+from transformers import set_seed
+
+from configuration_mtl import TaskConfig
+from modeling_mtl import MTLModel
+from mtl.arguments import MTLTrainingArguments
+from mtl.card_origin import find_origin
+from mtl.commands.evaluate import predict
+from mtl.commands.evaluate_data import chosen_split
+from mtl.console import aligned
+from mtl.data import row_texts
+from mtl.quantization import TaskChange, outputs_of, primary_figures
+from mtl.saved_models import load_model
+from mtl.settings import RunSettings, parse_settings
+from mtl.static_card import static_card
+from mtl.static_student import write_static, write_static_encoder
+from predictor_mtl import MTLPredictor
+from train_setup import Run, assemble, read_data, set_up_logging
+from train_trainer import fit_decisions, or_exit, told_when_interrupted, train
+
+PROGRAM = "mtl distill-static"
+TRAINING = "_training"
+"""Folder in the student's with vectors as they were before training, and checkpoints; not needed afterwards."""
+DEFAULTS = {
+    "head_learning_rate": "1e-3",
+    "learning_rate": "3e-3",
+    "max_length": "512",
+    "normalize_for_heads": "true",
+    "num_train_epochs": "2",
+    "pooling": "mean",
+    "precision": "fp32",
+    "report_to": "none",
+}
+"""Settings of the student's training unless told otherwise; rates and epochs chosen on the embedded corpus."""
+HIDDEN_SIZE = 256
+_OWN = ("backbone", "teacher", "output_dir")
+
+
+def cli(argv: Sequence[str] | None = None) -> None:
+    """Runs the command; what is wrong with model, settings or data ends it with the message alone."""
+    options, rest = _parser().parse_known_args(sys.argv[1:] if argv is None else list(argv))
+    run, splits = or_exit(PROGRAM, lambda: set_up(options, rest))
+    with told_when_interrupted(PROGRAM, run):
+        changes, split = finish(options, run, splits)
+    run.trainer.end()
+    print(f"\n{changes_table(changes, split)}\n\nThe student is in {options.folder}.")
+
+
+def set_up(options: argparse.Namespace, rest: Sequence[str]) -> tuple[Run, DatasetDict]:
+    """Distils the vectors that the student begins with, and prepares its training; returns it with the data.
+
+    Args:
+        options: What the command line says.
+        rest: Settings of the student's training.
+
+    Raises:
+        ImportError: If model2vec is not installed.
+        OSError: If model or data cannot be read.
+        ValueError: If the settings are wrong, or set what the command does.
+    """
+    if taken := [name for name in _OWN if any(word.split("=")[0] == f"--{name}" for word in rest)]:
+        raise ValueError(f"--{taken[0]} is set by the command itself. Leave it out.")
+    encoder = Path(options.folder) / TRAINING / "encoder"
+    own = {"backbone": encoder, "teacher": options.model, "output_dir": Path(options.folder) / TRAINING}
+    words = [word for key, value in {**DEFAULTS, **own}.items() for word in (f"--{key}", str(value))]
+    settings, args = parse_settings([options.settings, *words, *rest])
+    set_up_logging(args)
+    teacher = load_model(options.model)
+    _check_tasks(teacher, settings)
+    write_static_encoder(teacher, encoder, dimensions=options.dimensions)
+    if options.hidden_size:
+        tasks: list[Any] = [{"hidden_size": options.hidden_size, **task} for task in settings.tasks]
+        settings = dataclasses.replace(settings, tasks=tasks)
+    set_seed(args.seed)
+    splits, labelled = read_data(settings, args)
+    return assemble(settings, args, splits, labelled), splits
+
+
+def finish(options: argparse.Namespace, run: Run, splits: DatasetDict) -> tuple[list[TaskChange], str]:
+    """Trains and writes the student, and measures it and its teacher on rows that neither was trained on.
+
+    Args:
+        options: What the command line says.
+        run: The training that [`set_up`] prepared.
+        splits: The data, not tokenised.
+
+    Returns:
+        Each task in both, and the split that they were measured on.
+    """
+    train(run)
+    run, _ = fit_decisions(run)
+    logging.getLogger("mtl").setLevel(logging.WARNING)  # What follows trains nothing.
+    folder = Path(options.folder)
+    student: MTLModel = run.trainer.model
+    write_static(student, folder)
+    split = chosen_split(None, splits)
+    args = MTLTrainingArguments(str(run.output_dir), precision="fp32", report_to="none", disable_tqdm=True)
+    changes = compare(load_model(options.model), MTLPredictor(folder), splits[split], run.tasks, args)
+    measured = {change.task: {change.metric: change.after, "teacher": change.before} for change in changes}
+    write_static(student, folder, measured=measured, split=split, rows=len(splits[split]))
+    card = static_card(student.config, changes, split=split, origin=find_origin(options.model), model=options.model)
+    card.save(folder / "README.md")
+    return changes, split
+
+
+def compare(
+    teacher: MTLModel, student: MTLPredictor, rows: Dataset, tasks: Sequence[TaskConfig], args: MTLTrainingArguments
+) -> list[TaskChange]:
+    """Returns each task's primary metric, before in the teacher and after in the student.
+
+    Args:
+        teacher: The teacher.
+        student: The student.
+        rows: Labelled rows, not tokenised.
+        tasks: The student's tasks, of which those with a head are measured.
+        args: How the teacher is run.
+    """
+    tasks = [task for task in tasks if task.has_head]
+    of_teacher = [teacher.config.task(task.name) for task in tasks]
+    before = predict(teacher, args, rows, "test", of_teacher).result.metrics
+    after = primary_figures(tasks, rows, outputs_of(student, row_texts(rows[:])))
+    return [TaskChange(name, metric, before[name][metric], value) for name, (metric, value) in after.items()]
+
+
+def changes_table(changes: Sequence[TaskChange], split: str) -> str:
+    """Returns teacher and student task by task, for a console."""
+    rows = [
+        [change.task, change.metric, f"{change.before:.4f}", f"{change.after:.4f}", f"{change.points_lost:+.2f}"]
+        for change in changes
+    ]
+    return aligned([f"on {split}", "metric", "teacher", "student", "points lost"], rows)
+
+
+def _check_tasks(teacher: MTLModel, settings: RunSettings) -> None:
+    known = {task.name for task in teacher.config.tasks if task.has_head}
+    if unknown := [task.name for task in settings.task_configs() if task.has_head and task.name not in known]:
+        raise ValueError(f"The settings have a task {unknown[0]!r}, and the heads of the model are {sorted(known)}.")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog=PROGRAM,
+        description="Distils a saved model into a student without layers, and measures both.",
+        epilog="Further arguments are settings of the student's training, see `mtl train --help`.",
+        allow_abbrev=False,
+    )
+    add = parser.add_argument
+    add("model", help="Folder, or name on the Hub, of a saved multi-task model, the teacher.")
+    add("folder", help="Where the student goes.")
+    add("settings", help="Settings file (YAML) with tasks and sources, such as that of the teacher.")
+    add("--dimensions", type=int, default=256, help="Width of the student's vectors.")
+    add("--hidden_size", type=int, default=HIDDEN_SIZE, help="Width of the heads' hidden layer; 0 for none.")
+    return parser
+
+
+if __name__ == "__main__":
+    cli()

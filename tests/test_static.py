@@ -1,0 +1,167 @@
+"""Static students: vectors of model2vec, heads on them, the same answers without torch, and what they lose."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from conftest import MakeModel, ToyRows, WriteRows
+from huggingface_hub import ModelCard
+from model2vec import StaticModel
+from torch.nn import functional as F
+
+import mtl.cli
+import predictor_mtl
+from modeling_mtl import MTLModel
+from mtl.static_encoder import StaticEncoder, StaticEncoderConfig
+from mtl.static_student import write_static, write_static_encoder
+from predictor_mtl import MANIFEST, MTLPredictor
+from tasks_mtl import MULTI_LABEL, ORDINAL, REGRESSION, TaskConfig
+
+TASKS = (
+    TaskConfig("topic", labels=("sport", "film", "shop"), calibration_temperature=0.5),
+    TaskConfig("intent", labels=("buy", "sell"), cosine_scale=8.0, hidden_size=6),
+    TaskConfig("sentiment", ORDINAL, labels=("negative", "neutral", "positive")),
+    TaskConfig("tags", MULTI_LABEL, labels=("urgent", "thanks"), hidden_size=8),
+    TaskConfig("valence", REGRESSION),
+    TaskConfig("near", "positive_pairs"),
+)
+SENTENCES = ["match team goal now", "price", "", "Ünïcödé 🙂", "why " * 60, "match 🙂 price", "a plain usual scene"]
+WITHOUT_TORCH = """
+import json, sys
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "transformers", "mtl", "modeling_mtl", "model2vec"):
+            raise ImportError(f"{name} is not there")
+
+sys.meta_path.insert(0, Blocked())
+sys.path.insert(0, sys.argv[1])
+from predictor_mtl import MTLPredictor
+
+embeddings, predictions = MTLPredictor(sys.argv[1]).encode_and_predict(json.loads(sys.argv[2]))
+print(json.dumps([embeddings.tolist(), predictions]))
+"""
+
+
+@pytest.fixture
+def student(make_model: MakeModel, tmp_path: Path) -> MTLModel:
+    """Gives heads of every kind on the vectors that are distilled of a tiny encoder."""
+    write_static_encoder(make_model(), tmp_path / "encoder", dimensions=8)
+    torch.manual_seed(0)
+    return MTLModel.from_backbone(
+        tmp_path / "encoder", tasks=TASKS, normalize_for_heads=True, head_dropout=0.0, max_seq_length=512
+    )
+
+
+def test_vectors_are_those_of_model2vec(student: MTLModel, make_model: MakeModel, tmp_path: Path) -> None:
+    write_static(student, tmp_path / "out")
+    static = StaticModel.from_pretrained(tmp_path / "out")
+    known = [text for text in SENTENCES if text]
+    np.testing.assert_allclose(static.encode(known), student.encode(known), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(MTLPredictor(tmp_path / "out").encode(known), static.encode(known), rtol=0, atol=1e-6)
+    assert student.backbone.config.hidden_size == 8
+    vectors = student.backbone.get_input_embeddings().weight
+    assert not vectors[student.tokenizer.unk_token_id].any()
+    assert (
+        student.tokenizer("match price").input_ids
+        == student.tokenizer("match price", add_special_tokens=False).input_ids
+    )
+    whole = write_static_encoder(make_model(), tmp_path / "whole", dimensions=None)
+    assert whole.config.vocab_size == student.backbone.config.vocab_size
+    assert whole.config.hidden_size > 8
+
+
+def test_answers_are_those_of_the_model_without_torch(student: MTLModel, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    write_static(student, folder)
+    embeddings, predictions = student.encode_and_predict(SENTENCES)
+    command = [sys.executable, "-c", WITHOUT_TORCH, str(folder), json.dumps(SENTENCES)]
+    alone = json.loads(subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout)
+    predictor = MTLPredictor(folder)
+    streamed = list(predictor.stream(SENTENCES, window_size=2))
+    assert predictor.graph["backend"] == "static"
+    for found, said in (
+        predictor.encode_and_predict(SENTENCES),
+        (np.array([embedding for embedding, _ in streamed]), [said for _, said in streamed]),
+        alone,
+    ):
+        np.testing.assert_allclose(found, embeddings, rtol=0, atol=1e-6)
+        for left, right in zip(said, predictions, strict=True):
+            assert_same(left, right)
+    assert set(predictions[0]) == {task.name for task in TASKS if task.has_head}
+
+
+def assert_same(left: Any, right: Any) -> None:
+    """Asserts that predictions are the same but for rounding."""
+    if isinstance(right, dict):
+        for key in left:
+            assert_same(left[key], right[key])
+    elif isinstance(right, float):
+        assert left == pytest.approx(right, abs=1e-5)
+    else:
+        assert left == right
+
+
+def test_long_texts_are_read_in_pieces(student: MTLModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_static(student, tmp_path / "out")
+    texts = ["match team goal", "price order", "actor"] * 7
+    expected = MTLPredictor(tmp_path / "out").encode(texts)
+    monkeypatch.setattr(predictor_mtl._Static, "batch_tokens", 4)
+    np.testing.assert_array_equal(MTLPredictor(tmp_path / "out").encode(texts), expected)
+
+
+def test_gelu_is_that_of_torch() -> None:
+    values = torch.linspace(-8, 8, 2001)
+    np.testing.assert_allclose(predictor_mtl._gelu(values.numpy()), F.gelu(values), rtol=0, atol=1e-6)
+
+
+def test_the_unknown_token_stays_zero_in_training() -> None:
+    encoder = StaticEncoder(StaticEncoderConfig(vocab_size=5, hidden_size=3, unk_token_id=1))
+    assert not encoder.embeddings.weight[1].any()
+    encoder(torch.tensor([[0, 1, 4]])).last_hidden_state.sum().backward()
+    gradient: Any = encoder.embeddings.weight.grad
+    assert gradient.any(dim=1).tolist() == [True, False, False, False, True]
+
+
+def test_other_encoders_are_refused(make_model: MakeModel, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="The encoder is a BertModel"):
+        write_static(make_model(), tmp_path / "out")
+
+
+def test_command_writes_a_student_and_what_it_loses(
+    make_model: MakeModel, toy_rows: ToyRows, write: WriteRows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = make_model()
+    model.save_pretrained(tmp_path / "teacher")
+    names = [task.name for task in model.config.tasks]
+    settings = {
+        "tasks": [{"name": task.name, "problem_type": task.problem_type} for task in model.config.tasks],
+        "sources": [{"path": str(write(toy_rows(80, 0))), "labels": {name: name for name in names}}],
+    }
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    words = ["--dimensions", "8", "--hidden_size", "4", "--num_train_epochs", "1", "--disable_tqdm", "true"]
+    place = ["distill-static", str(tmp_path / "teacher"), str(tmp_path / "out"), str(tmp_path / "settings.yaml")]
+    mtl.cli.main([*place, *words])
+    shown = capsys.readouterr().out
+    (graph,) = json.loads((tmp_path / "out" / MANIFEST).read_text())["graphs"]
+    assert graph["rows"] == 8
+    card = ModelCard.load(tmp_path / "out" / "README.md")
+    for name in names:
+        figures = dict(graph["measured"][name])
+        teacher, (student,) = figures.pop("teacher"), figures.values()
+        assert f"{teacher:.4f}" in shown and f"{student:.4f}" in shown
+        assert f"| {teacher:.4f} | {student:.4f} |" in card.text
+    predictions = MTLPredictor(tmp_path / "out").predict(["match team goal"])
+    assert set(predictions[0]) == set(names)
+    with pytest.raises(SystemExit, match="--teacher is set by the command itself"):
+        mtl.cli.main([*place, "--teacher", "other"])
+    settings["tasks"][0]["name"] = "mood"
+    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
+    with pytest.raises(SystemExit, match="The settings have a task 'mood'"):
+        mtl.cli.main(place)
