@@ -3,6 +3,11 @@
     python benchmarks/inference.py --write README.md   # some minutes
     python benchmarks/inference.py --table             # the table of the JSON file
 
+    mtl export onnx outputs/vader --int8 configs/vader.yaml          # then also the exported graphs,
+    mtl export openvino outputs/vader --int8 configs/vader.yaml
+    mtl distill-static outputs/vader outputs/vader-static configs/vader.yaml
+    python benchmarks/inference.py --exports outputs/vader outputs/vader-static --write README.md
+
 All contenders have the same encoder, all-MiniLM-L6-v2, and the same sentences of the embedded corpus; heads are
 fresh, which changes no time. sentence-transformers and the three pipelines, of one single-task model each, run in fp32
 with batches of 32 sentences; so does this package where it is compared with the pipelines, and else with its own
@@ -14,12 +19,14 @@ against the fastest product of matrices of such sizes that was measured in betwe
 import argparse
 import platform
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +43,7 @@ from transformers.utils import logging as transformers_logging
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.settings import resolve_backbone
+from predictor_mtl import MTLPredictor, read_manifest
 from tasks_mtl import REGRESSION
 
 NAME = "inference"
@@ -48,6 +56,7 @@ TASKS = (
     TaskConfig("sentiment", num_labels=3),
     TaskConfig("valence", REGRESSION),
 )
+_RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "static": "static student"}
 EMBEDDINGS, THREE_TASKS = "sentence-transformers, fp32", "three pipelines, fp32"
 
 
@@ -76,29 +85,32 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     add = parser.add_argument
     add("--backbone", default="embedded", help="Encoder of all contenders.")
     add("--sentences", type=int, default=2000, help="Sentences, drawn at random.")
+    add("--exports", type=Path, nargs="+", default=[], help="Folders of exports, whose graphs take part.")
     add("--repeats", type=int, default=5, help="Runs of each contender.")
     add_report_options(parser, NAME)
     options = parser.parse_args(argv)
     if not options.table:
         transformers_logging.set_verbosity_error()
-        write_json(measure(resolve_backbone(options.backbone), options.sentences, options.repeats), options.output)
+        backbone = resolve_backbone(options.backbone)
+        write_json(measure(backbone, options.sentences, options.repeats, options.exports), options.output)
     return show_report(options, NAME, table)
 
 
-def measure(backbone: str, count: int, repeats: int) -> dict[str, Any]:
+def measure(backbone: str, count: int, repeats: int, exports: Sequence[Path] = ()) -> dict[str, Any]:
     """Runs every contender so many times, in turns, and returns the report.
 
     Args:
         backbone: Folder of the encoder.
         count: Sentences.
         repeats: Runs of each contender.
+        exports: Folders of exports.
     """
     texts = pq.read_table(CORPUS, columns=["text"])["text"].to_pylist()
     sentences = [texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:count]]
     model = MTLModel.from_backbone(backbone, tasks=TASKS)
     peer = SentenceTransformer(backbone, device="cpu")
     model.config.max_seq_length = peer.max_seq_length
-    contenders = make_contenders(model, peer, backbone, sentences)
+    contenders = make_contenders(model, peer, backbone, sentences) + exported_contenders(exports, sentences)
     seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     peaks: dict[str, list[float]] = {"fp32": [], "bf16": []}
     for repeat in range(-1, repeats):  # The first, which is not measured, takes memory and chooses kernels.
@@ -118,6 +130,7 @@ def measure(backbone: str, count: int, repeats: int) -> dict[str, Any]:
         "gemm_flops": {name: max(values) for name, values in peaks.items()},
         "contenders": {contender.name: _described(contender, seconds[contender.name]) for contender in contenders},
         "differences": differences(model, peer, sentences),
+        "starts": {folder.name: start_seconds(folder, repeats) for folder in exports},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": machine("cpu"),
     }
@@ -162,6 +175,32 @@ def make_contenders(
         Contender(heads, partial(few.predict, texts), heads),
         Contender(f"{NUM_HEADS} heads, fp32", partial(many.predict, texts), heads),
     ]
+
+
+def exported_contenders(exports: Sequence[Path], sentences: Sequence[str]) -> list[Contender]:
+    """Returns a contender for each graph of some exports: the embedding and all tasks, with its own defaults."""
+    found = []
+    for folder in exports:
+        for graph in read_manifest(folder)["graphs"]:
+            settings = {"backend": graph["backend"], "precision": graph["precision"]}
+            predictor = MTLPredictor(folder, **settings)
+            what = f"embedding and {len(predictor.tasks)} tasks"
+            name = f"{_RUNTIMES[graph['backend']]}: {what}, {graph['precision']}"
+            run = partial(predictor.encode_and_predict, list(sentences))
+            found.append(Contender(name, run, EMBEDDINGS, f"{graph['backend']} {graph['precision']}"))
+    return found
+
+
+def start_seconds(folder: Path, repeats: int) -> list[float]:
+    """Returns how long a new process takes from its start to the answer to one sentence, by the default graph."""
+    code = "import sys; sys.path.insert(0, sys.argv[1]); from predictor_mtl import MTLPredictor as P"
+    command = [sys.executable, "-c", f"{code}; P(sys.argv[1]).predict('One sentence.')", str(folder.resolve())]
+    seconds = []
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        subprocess.run(command, check=True, cwd=folder)
+        seconds.append(time.perf_counter() - begin)
+    return seconds
 
 
 def _pipeline(backbone: str, task: TaskConfig) -> Any:
@@ -220,10 +259,15 @@ def table(report: Mapping[str, Any]) -> str:
         f"{report['sentences']:,} sentences, {report['tokens']:,} tokens; medians of {len(first['seconds'])}. "
         f"Embeddings differ from those of sentence-transformers by {gap['fp32_max']:.0e} at most, in bf16 from those "
         f"in fp32 by {gap['bf16_max']:.0e} (cosine {gap['bf16_least_cosine']:.4f} at least). Peak: {peaks['fp32']}, "
-        f"{peaks['bf16']}. {where['cpu']}, {where['threads']} threads, torch {versions['torch']}, transformers "
-        f"{versions['transformers']}, sentence-transformers {versions['sentence-transformers']}."
+        f"{peaks['bf16']}.{_starts(report)} {where['cpu']}, {where['threads']} threads, torch {versions['torch']}, "
+        f"transformers {versions['transformers']}, sentence-transformers {versions['sentence-transformers']}."
     )
     return f"{markdown_table(heading, rows)}\n\n{note}"
+
+
+def _starts(report: Mapping[str, Any]) -> str:
+    starts = [f"{statistics.median(seconds):.2f} s ({name})" for name, seconds in report["starts"].items()]
+    return f" From the start of a process to its first answer: {', '.join(starts)}." if starts else ""
 
 
 def _share(report: Mapping[str, Any], contender: Mapping[str, Any]) -> str:

@@ -66,7 +66,7 @@ def test_vectors_are_those_of_model2vec(student: MTLModel, make_model: MakeModel
     np.testing.assert_allclose(static.encode(known), student.encode(known), rtol=0, atol=1e-6)
     np.testing.assert_allclose(MTLPredictor(tmp_path / "out").encode(known), static.encode(known), rtol=0, atol=1e-6)
     assert student.backbone.config.hidden_size == 8
-    vectors = student.backbone.get_input_embeddings().weight
+    vectors: Any = student.backbone.get_input_embeddings().weight
     assert not vectors[student.tokenizer.unk_token_id].any()
     assert (
         student.tokenizer("match price").input_ids
