@@ -5,7 +5,8 @@
     predictor = MTLPredictor("outputs/vader")
     embeddings, predictions = predictor.encode_and_predict(["What a wonderful film!"])
 
-It needs numpy and tokenizers, and onnxruntime or openvino. Its methods are those of `MTLModel`, with the same answers.
+It needs numpy and tokenizers, and onnxruntime, openvino or, for a static student, safetensors. Its methods are those of
+`MTLModel`, with the same answers.
 """
 
 import collections
@@ -43,7 +44,8 @@ class MTLPredictor:
 
     Args:
         folder: Folder of the export.
-        backend: `"onnx"`, `"openvino"`, or `"auto"`: what is exported and installed, OpenVINO first.
+        backend: `"onnx"`, `"openvino"`, `"static"`, or `"auto"`: what is exported and installed, OpenVINO before ONNX
+            Runtime. A static student pads nothing, so sizes of batches mean nothing to it.
         precision: `"fp32"`; `"int8"`; `"bf16"`, of OpenVINO, where the processor has it; or `"auto"`: int8 where it
             was exported and by what the export measured loses nothing worth telling, else fp32.
         threads: Threads of a batch; all cores if not given.
@@ -385,7 +387,8 @@ def _import(module: str, extra: str) -> Any:
     try:
         return importlib.import_module(module)
     except ImportError as error:
-        raise ImportError(f"This graph needs {module}: `pip install {module}` (the extra `{extra}`).") from error
+        package = module.partition(".")[0]
+        raise ImportError(f"This graph needs {package}: `pip install {package}` (the extra `{extra}`).") from error
 
 
 def _windows(sentences: str | Iterable[Text], size: int) -> Iterator[list[Text]]:
