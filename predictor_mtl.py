@@ -5,8 +5,8 @@
     predictor = MTLPredictor("outputs/vader")
     embeddings, predictions = predictor.encode_and_predict(["What a wonderful film!"])
 
-It needs numpy and tokenizers, and onnxruntime, openvino or, for a static student, safetensors. Its methods are those of
-`MTLModel`, with the same answers.
+It needs numpy and tokenizers, and onnxruntime, openvino or, for a static student, safetensors. Its methods are those
+of `MTLModel`, with the same answers.
 """
 
 import collections
