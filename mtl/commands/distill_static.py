@@ -35,8 +35,8 @@ from train_setup import Run, assemble, read_data, set_up_logging
 from train_trainer import fit_decisions, or_exit, told_when_interrupted, train
 
 PROGRAM = "mtl distill-static"
-TRAINING = "_training"
-"""Folder in the student's with vectors as they were before training, and checkpoints; not needed afterwards."""
+TRAINING = ".training"
+"""Ending of the folder beside the student's that has its vectors before training, and checkpoints."""
 DEFAULTS = {
     "head_learning_rate": "1e-3",
     "learning_rate": "3e-3",
@@ -76,8 +76,9 @@ def set_up(options: argparse.Namespace, rest: Sequence[str]) -> tuple[Run, Datas
     """
     if taken := [name for name in _OWN if any(word.split("=")[0] == f"--{name}" for word in rest)]:
         raise ValueError(f"--{taken[0]} is set by the command itself. Leave it out.")
-    encoder = Path(options.folder) / TRAINING / "encoder"
-    own = {"backbone": encoder, "teacher": options.model, "output_dir": Path(options.folder) / TRAINING}
+    training = Path(f"{Path(options.folder)}{TRAINING}")
+    encoder = training / "encoder"
+    own = {"backbone": encoder, "teacher": options.model, "output_dir": training}
     words = [word for key, value in {**DEFAULTS, **own}.items() for word in (f"--{key}", str(value))]
     settings, args = parse_settings([options.settings, *words, *rest])
     set_up_logging(args)
