@@ -37,6 +37,7 @@ Predictions = list[dict[str, Any]]
 Arrays = dict[str, np.ndarray]
 
 _WINDOW_SIZE = 8192
+_PIECE = 256
 
 
 class MTLPredictor:
@@ -351,8 +352,11 @@ class _Static:
         unit = _unit(pooled)  # (B, H)
         outputs = {EMBEDDING: unit if self._normalizes else pooled}
         features = unit if self._for_heads else pooled  # (B, H)
+        # So many at a time that what is between two layers stays in a processor's cache.
+        pieces = np.split(features, range(_PIECE, len(features), _PIECE))
         for name, temperature in self._tasks:
-            outputs[LOGITS + name] = self._logits(name, features) / np.float32(temperature)  # (B, C)
+            logits = np.concatenate([self._logits(name, piece) for piece in pieces])  # (B, C)
+            outputs[LOGITS + name] = logits / np.float32(temperature)
         return outputs
 
     def _pooled(self, token_ids: Sequence[list[int]]) -> np.ndarray:
