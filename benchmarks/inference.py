@@ -130,6 +130,7 @@ def measure(backbone: str, count: int, repeats: int, exports: Sequence[Path] = (
         "gemm_flops": {name: max(values) for name, values in peaks.items()},
         "contenders": {contender.name: _described(contender, seconds[contender.name]) for contender in contenders},
         "differences": differences(model, peer, sentences),
+        "lost": {name: lost for folder in exports for name, lost in points_lost(folder).items()},
         "starts": {folder.name: start_seconds(folder, repeats) for folder in exports},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": machine("cpu"),
@@ -188,6 +189,18 @@ def exported_contenders(exports: Sequence[Path], sentences: Sequence[str]) -> li
             name = f"{_RUNTIMES[graph['backend']]}: {what}, {graph['precision']}"
             run = partial(predictor.encode_and_predict, list(sentences))
             found.append(Contender(name, run, EMBEDDINGS, f"{graph['backend']} {graph['precision']}"))
+    return found
+
+
+def points_lost(folder: Path) -> dict[str, dict[str, float]]:
+    """Returns what each int8 graph of an export loses of each task's primary metric, in points, as it was measured."""
+    found = {}
+    for graph in read_manifest(folder)["graphs"]:
+        if graph["precision"] == "int8":
+            found[f"{_RUNTIMES[graph['backend']]}, int8"] = {
+                name: 100 * (figures["fp32"] - next(value for key, value in figures.items() if key != "fp32"))
+                for name, figures in graph["measured"].items()
+            }
     return found
 
 
@@ -259,10 +272,19 @@ def table(report: Mapping[str, Any]) -> str:
         f"{report['sentences']:,} sentences, {report['tokens']:,} tokens; medians of {len(first['seconds'])}. "
         f"Embeddings differ from those of sentence-transformers by {gap['fp32_max']:.0e} at most, in bf16 from those "
         f"in fp32 by {gap['bf16_max']:.0e} (cosine {gap['bf16_least_cosine']:.4f} at least). Peak: {peaks['fp32']}, "
-        f"{peaks['bf16']}.{_starts(report)} {where['cpu']}, {where['threads']} threads, torch {versions['torch']}, "
-        f"transformers {versions['transformers']}, sentence-transformers {versions['sentence-transformers']}."
+        f"{peaks['bf16']}.{_lost(report)}{_starts(report)} {where['cpu']}, {where['threads']} threads, "
+        f"torch {versions['torch']}, transformers {versions['transformers']}, "
+        f"sentence-transformers {versions['sentence-transformers']}."
     )
     return f"{markdown_table(heading, rows)}\n\n{note}"
+
+
+def _lost(report: Mapping[str, Any]) -> str:
+    told = [
+        f"{name} {', '.join(f'{task} {points:+.2f}' for task, points in lost.items())}"
+        for name, lost in report["lost"].items()
+    ]
+    return f" Points lost on the split for testing: {'; '.join(told)}." if told else ""
 
 
 def _starts(report: Mapping[str, Any]) -> str:

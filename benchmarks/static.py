@@ -23,6 +23,7 @@ import pyarrow.parquet as pq
 from documents import add_report_options, environment, show_report, write_json
 from freezing_run import machine
 from records import ROOT, markdown_table
+from tokenizers import Tokenizer
 
 from modeling_mtl import MTLModel
 from predictor_mtl import MTLPredictor, read_manifest
@@ -30,7 +31,7 @@ from predictor_mtl import MTLPredictor, read_manifest
 NAME = "static"
 SETTINGS = ROOT / "configs" / "vader.yaml"
 CORPUS = ROOT / "data" / "vader" / "vader.parquet"
-TEACHER = "teacher"
+TEACHER, TOKENIZER = "teacher", "the students' tokenizer alone"
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
@@ -69,6 +70,8 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         TEACHER: partial(MTLModel.from_pretrained(options.teacher).encode_and_predict, sentences),
         **{name: partial(MTLPredictor(folder).encode_and_predict, sentences) for name, folder in students.items()},
     }
+    tokenizer = Tokenizer.from_file(str(next(iter(students.values())) / "tokenizer.json"))
+    runs[TOKENIZER] = partial(tokenizer.encode_batch_fast, sentences)
     graphs = {name: read_manifest(folder)["graphs"][0] for name, folder in students.items()}
     return {
         "sentences": len(sentences),
@@ -106,6 +109,7 @@ def table(report: Mapping[str, Any]) -> str:
         rows.append(
             [name, _rate(report, name), f"{statistics.median(ratios):.0f}x", f"{report['mib'][name]:.1f}", *cells]
         )
+    rows.append([TOKENIZER, _rate(report, TOKENIZER), *[""] * (len(heading) - 2)])
     where = report["machine"]
     note = (
         f"Embedding and all tasks for {report['sentences']:,} sentences, medians of {len(seconds[TEACHER])}; figures "

@@ -10,7 +10,7 @@ def test_table_has_speeds_within_repeats_and_figures_by_task() -> None:
     report = {
         "sentences": 1000,
         # The machine slowed down for the last repeat, in which the ratio is 100 all the same.
-        "seconds": {"teacher": [4.0, 4.0, 40.0], "64 dimensions": [0.02, 0.04, 0.4]},
+        "seconds": {"teacher": [4.0, 4.0, 40.0], "64 dimensions": [0.02, 0.04, 0.4], STATIC["TOKENIZER"]: [0.01] * 3},
         "measured": {
             "64 dimensions": {"topic": {"accuracy": 0.91, "teacher": 0.95}, "stars": {"qwk": 0.5, "teacher": 0.7}}
         },
@@ -22,6 +22,7 @@ def test_table_has_speeds_within_repeats_and_figures_by_task() -> None:
     assert lines[0] == "|  | Sentences/s | Speed | Vectors, MiB | topic, accuracy | stars, qwk |"
     assert lines[2] == "| teacher | 250 | 1x |  | 0.9500 | 0.7000 |"
     assert lines[3] == "| 64 dimensions | 25,000 | 100x | 7.2 | 0.9100 | 0.5000 |"
+    assert lines[4] == "| the students' tokenizer alone | 100,000 |  |  |  |  |"
     assert "1,000 sentences, medians of 3; figures on 2,328 rows" in lines[-1]
 
 
