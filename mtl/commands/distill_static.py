@@ -82,6 +82,8 @@ def set_up(options: argparse.Namespace, rest: Sequence[str]) -> tuple[Run, Datas
     words = [word for key, value in {**DEFAULTS, **own}.items() for word in (f"--{key}", str(value))]
     settings, args = parse_settings([options.settings, *words, *rest])
     set_up_logging(args)
+    for name in ("model2vec", "skeletoken"):  # They tell that a model in memory has no page on the Hub.
+        logging.getLogger(name).setLevel(logging.ERROR)
     teacher = load_model(options.model)
     _check_tasks(teacher, settings)
     write_static_encoder(teacher, encoder, dimensions=options.dimensions)
