@@ -20,7 +20,7 @@ import modeling_mtl
 from mtl import verification_worker
 from mtl.verification_compare import Difference, compare
 from mtl.verification_files import Inventory, inventory_dict, take_inventory
-from mtl.verification_loaders import INSTALLED, REMOTE_CODE, Loader, known_loaders
+from mtl.verification_loaders import REFERENCES, Loader, known_loaders
 
 OK, FAILED, NOT_THERE, NOT_RUN, MISSING = "ok", "failed", "not there", "not run", "package missing"
 SENTENCES = (
@@ -138,9 +138,7 @@ def verify(
     answers = {
         loader.name: run_loader(loader, folder, sentences, timeout) for loader in loaders if not states[loader.name]
     }
-    reference = next(
-        (name for name in (REMOTE_CODE, INSTALLED) if "error" not in answers.get(name, {"error": ""})), None
-    )
+    reference = next((name for name in REFERENCES if "error" not in answers.get(name, {"error": ""})), None)
     checks = [
         states[loader.name] or _checked(loader, answers[loader.name], reference, answers.get(reference or ""))
         for loader in loaders

@@ -10,6 +10,9 @@ from typing import Any
 from mtl.verification_compare import Tolerance
 
 INSTALLED, REMOTE_CODE = "this package", "transformers, trust_remote_code"
+STATIC, MODEL2VEC = "predictor_mtl.py", "model2vec"
+REFERENCES = (REMOTE_CODE, INSTALLED, STATIC, MODEL2VEC)
+"""The loaders that others are held against, the first of them that answers."""
 SAME_WEIGHTS = Tolerance(1e-6)
 """The same float32 operations on the same weights: sums in another order at most."""
 OTHER_GRAPH = Tolerance(1e-5)
@@ -48,6 +51,8 @@ class Loader:
 
 def known_loaders(folder: Path) -> list[Loader]:
     """Returns the loaders, in the order of the table; those of classifiers are found in the folder."""
+    if _fields(folder / "config.json").get("model_type") == "model2vec":
+        return list(_of_static_student())
     is_custom = "AutoConfig" in ((_fields(folder / "config.json").get("text_config") or {}).get("auto_map") or {})
     return [
         Loader(
@@ -83,6 +88,13 @@ def _predictors() -> Iterator[Loader]:
                 runs_code=True,
                 options={"backend": backend, "precision": precision},
             )
+
+
+def _of_static_student() -> Iterator[Loader]:
+    there = partial(_has, names=("predictor_mtl.py", "heads.safetensors", "mtl_inference.json"))
+    packages, options = ("numpy", "tokenizers", "safetensors"), {"backend": "static", "precision": "fp32"}
+    yield Loader(STATIC, "predictor", there, packages=packages, runs_code=True, options=options)
+    yield Loader(MODEL2VEC, "model2vec", _always, packages=("model2vec",))
 
 
 def _classifiers(folder: Path) -> Iterator[Loader]:

@@ -130,6 +130,12 @@ def _predictor(request: dict[str, Any]) -> dict[str, Any]:
     return {"embeddings": predictor.encode(texts), "predictions": predictor.predict(texts)}
 
 
+def _model2vec(request: dict[str, Any]) -> dict[str, Any]:
+    from model2vec import StaticModel
+
+    return {"embeddings": StaticModel.from_pretrained(request["folder"]).encode(request["sentences"])}
+
+
 def _pipeline(request: dict[str, Any]) -> dict[str, Any]:
     import torch
     from transformers import pipeline
@@ -159,6 +165,7 @@ LOADERS: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
     "sentence_transformers": _sentence_transformers,
     "encoder": _encoder,
     "predictor": _predictor,
+    "model2vec": _model2vec,
     "pipeline": _pipeline,
     "classifier": _classifier,
 }

@@ -20,6 +20,7 @@ import predictor_mtl
 from modeling_mtl import MTLModel
 from mtl.static_encoder import StaticEncoder, StaticEncoderConfig
 from mtl.static_student import write_static, write_static_encoder
+from mtl.verification import verify
 from predictor_mtl import MANIFEST, MTLPredictor
 from tasks_mtl import MULTI_LABEL, ORDINAL, REGRESSION, TaskConfig
 
@@ -127,6 +128,18 @@ def test_the_unknown_token_stays_zero_in_training() -> None:
     encoder(torch.tensor([[0, 1, 4]])).last_hidden_state.sum().backward()
     gradient: Any = encoder.embeddings.weight.grad
     assert gradient.any(dim=1).tolist() == [True, False, False, False, True]
+
+
+@pytest.mark.slow
+def test_verify_knows_a_static_student(student: MTLModel, tmp_path: Path) -> None:
+    write_static(student, tmp_path / "out")
+    found = verify(tmp_path / "out", trust_remote_code=True)
+    assert [(check.name, check.state) for check in found.checks] == [("predictor_mtl.py", "ok"), ("model2vec", "ok")]
+    assert found.checks[0].is_reference
+    assert found.checks[1].difference is not None
+    untrusted = verify(tmp_path / "out")
+    assert [check.state for check in untrusted.checks] == ["not run", "ok"]
+    assert untrusted.is_ok and not untrusted.is_complete
 
 
 def test_other_encoders_are_refused(make_model: MakeModel, tmp_path: Path) -> None:
