@@ -39,8 +39,8 @@ def static_card(
         f"---\n{data.to_yaml()}\n---\n",
         f"# Static student of {name}\n",
         f"A vector of {config.hidden_size} numbers for each token, of which a sentence has the mean, and the heads of "
-        "the tasks on it. It knows neither the order of words nor what they mean together; for that it is some "
-        "hundred times as fast as its teacher.\n",
+        "the tasks on it. It knows neither the order of words nor what they mean together; for that it is many times "
+        "as fast as its teacher.\n",
         f"On the split `{split}`, which neither was trained on:\n",
         "| task | metric | teacher | student | points lost |\n| --- | --- | --- | --- | --- |\n" + "\n".join(rows),
         _LOADING,

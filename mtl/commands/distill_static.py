@@ -1,4 +1,4 @@
-"""`mtl distill-static MODEL OUT CONFIG`: a student without layers, some hundred times as fast, and what it loses.
+"""`mtl distill-static MODEL OUT CONFIG`: a student without layers, many times as fast, and what it loses.
 
     mtl distill-static outputs/vader outputs/vader-static configs/vader.yaml
 
