@@ -30,15 +30,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 from documents import add_report_options, show_report, write_json
 from freezing_run import machine
-from records import ROOT, markdown_table
+from records import markdown_table
 from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from transformers.utils import logging as transformers_logging
+from turns import RUNTIMES, drawn_sentences
 
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
@@ -47,7 +47,6 @@ from predictor_mtl import MTLPredictor, read_manifest
 from tasks_mtl import REGRESSION
 
 NAME = "inference"
-CORPUS = ROOT / "data" / "vader" / "vader.parquet"
 BATCH_SIZE = 32
 NUM_HEADS = 50
 PACKAGES = ("torch", "transformers", "sentence-transformers", "tokenizers")
@@ -56,7 +55,6 @@ TASKS = (
     TaskConfig("sentiment", num_labels=3),
     TaskConfig("valence", REGRESSION),
 )
-_RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "static": "static student"}
 EMBEDDINGS, THREE_TASKS = "sentence-transformers, fp32", "three pipelines, fp32"
 
 
@@ -105,8 +103,7 @@ def measure(backbone: str, count: int, repeats: int, exports: Sequence[Path] = (
         repeats: Runs of each contender.
         exports: Folders of exports.
     """
-    texts = pq.read_table(CORPUS, columns=["text"])["text"].to_pylist()
-    sentences = [texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:count]]
+    sentences = drawn_sentences(count)
     model = MTLModel.from_backbone(backbone, tasks=TASKS)
     peer = SentenceTransformer(backbone, device="cpu")
     model.config.max_seq_length = peer.max_seq_length
@@ -186,7 +183,7 @@ def exported_contenders(exports: Sequence[Path], sentences: Sequence[str]) -> li
             settings = {"backend": graph["backend"], "precision": graph["precision"]}
             predictor = MTLPredictor(folder, **settings)
             what = f"embedding and {len(predictor.tasks)} tasks"
-            name = f"{_RUNTIMES[graph['backend']]}: {what}, {graph['precision']}"
+            name = f"{RUNTIMES[graph['backend']]}: {what}, {graph['precision']}"
             run = partial(predictor.encode_and_predict, list(sentences))
             found.append(Contender(name, run, EMBEDDINGS, f"{graph['backend']} {graph['precision']}"))
     return found
@@ -197,7 +194,7 @@ def points_lost(folder: Path) -> dict[str, dict[str, float]]:
     found = {}
     for graph in read_manifest(folder)["graphs"]:
         if graph["precision"] == "int8":
-            found[f"{_RUNTIMES[graph['backend']]}, int8"] = {
+            found[f"{RUNTIMES[graph['backend']]}, int8"] = {
                 name: 100 * (figures["fp32"] - next(value for key, value in figures.items() if key != "fp32"))
                 for name, figures in graph["measured"].items()
             }

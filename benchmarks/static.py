@@ -12,25 +12,22 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow.parquet as pq
 from documents import add_report_options, environment, show_report, write_json
 from freezing_run import machine
 from records import ROOT, markdown_table
 from tokenizers import Tokenizer
+from turns import drawn_sentences, in_turns
 
 from modeling_mtl import MTLModel
 from predictor_mtl import MTLPredictor, read_manifest
 
 NAME = "static"
 SETTINGS = ROOT / "configs" / "vader.yaml"
-CORPUS = ROOT / "data" / "vader" / "vader.parquet"
 TEACHER, TOKENIZER = "teacher", "the students' tokenizer alone"
 
 
@@ -64,8 +61,7 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         sys.stderr.write(f"distilling {folder}\n")
         command = ["distill-static", options.teacher, str(folder), str(options.settings), "--dimensions", str(width)]
         subprocess.run([sys.executable, "-m", "mtl.cli", *command], check=True, env=environment(), cwd=ROOT)
-    texts = pq.read_table(CORPUS, columns=["text"])["text"].to_pylist()
-    sentences = [texts[place] for place in np.random.default_rng(0).permutation(len(texts))[: options.sentences]]
+    sentences = drawn_sentences(options.sentences)
     runs: dict[str, Callable[[], Any]] = {
         TEACHER: partial(MTLModel.from_pretrained(options.teacher).encode_and_predict, sentences),
         **{name: partial(MTLPredictor(folder).encode_and_predict, sentences) for name, folder in students.items()},
@@ -81,18 +77,6 @@ def measure(options: argparse.Namespace) -> dict[str, Any]:
         "mib": {name: (folder / "model.safetensors").stat().st_size / 2**20 for name, folder in students.items()},
         "machine": machine("cpu"),
     }
-
-
-def in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Returns the seconds of each run, repeat by repeat; the first, which is not counted, takes memory."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(-1, repeats):
-        for name, run in runs.items():
-            begin = time.perf_counter()
-            run()
-            if repeat >= 0:
-                seconds[name].append(time.perf_counter() - begin)
-    return seconds
 
 
 def table(report: Mapping[str, Any]) -> str:

@@ -1,0 +1,30 @@
+"""What the benchmarks of answers share: which sentences are answered, and how those that answer take turns."""
+
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from records import ROOT
+
+CORPUS = ROOT / "data" / "vader" / "vader.parquet"
+RUNTIMES = {"onnx": "ONNX Runtime", "openvino": "OpenVINO", "static": "static student"}
+
+
+def drawn_sentences(count: int) -> list[str]:
+    """Returns so many sentences of the embedded corpus, drawn at random and the same each time."""
+    texts = pq.read_table(CORPUS, columns=["text"])["text"].to_pylist()
+    return [texts[place] for place in np.random.default_rng(0).permutation(len(texts))[:count]]
+
+
+def in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Returns the seconds of each run, repeat by repeat; the first, which is not counted, takes memory."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat in range(-1, repeats):
+        for name, run in runs.items():
+            begin = time.perf_counter()
+            run()
+            if repeat >= 0:
+                seconds[name].append(time.perf_counter() - begin)
+    return seconds
