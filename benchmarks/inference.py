@@ -1,6 +1,6 @@
 """Measures how fast a model answers, against what a user would otherwise run, in the same run and in turns.
 
-    python benchmarks/inference.py --write README.md   # some minutes
+    python benchmarks/inference.py --write README.md   # a quarter of an hour
     python benchmarks/inference.py --table             # the table of the JSON file
 
     mtl export onnx outputs/vader --int8 configs/vader.yaml          # then also the exported graphs,
@@ -12,8 +12,9 @@ All contenders have the same encoder, all-MiniLM-L6-v2, and the same sentences o
 fresh, which changes no time. sentence-transformers and the three pipelines, of one single-task model each, run in fp32
 with batches of 32 sentences; so does this package where it is compared with the pipelines, and else with its own
 defaults. Each contender is run once unmeasured. A speed is the median of the ratios of runs in one repeat, so that
-both saw the same machine. The share of the peak is what the linear layers of the encoder multiply for real tokens,
-against the fastest product of matrices of such sizes that was measured in between.
+both saw the same machine; beside it stand the least and the largest of them. The share of the peak is what the linear
+layers of the encoder multiply for real tokens, against the fastest product of matrices of such sizes that was measured
+in between.
 """
 
 import argparse
@@ -38,8 +39,9 @@ from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, pipeline
 from transformers.utils import logging as transformers_logging
-from turns import RUNTIMES, drawn_sentences
+from turns import RUNTIMES, drawn_sentences, in_turns
 
+from classification_mtl import predictions_of
 from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.settings import resolve_backbone
@@ -84,7 +86,7 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     add("--backbone", default="embedded", help="Encoder of all contenders.")
     add("--sentences", type=int, default=2000, help="Sentences, drawn at random.")
     add("--exports", type=Path, nargs="+", default=[], help="Folders of exports, whose graphs take part.")
-    add("--repeats", type=int, default=5, help="Runs of each contender.")
+    add("--repeats", type=int, default=9, help="Runs of each contender.")
     add_report_options(parser, NAME)
     options = parser.parse_args(argv)
     if not options.table:
@@ -128,6 +130,9 @@ def measure(backbone: str, count: int, repeats: int, exports: Sequence[Path] = (
         "contenders": {contender.name: _described(contender, seconds[contender.name]) for contender in contenders},
         "differences": differences(model, peer, sentences),
         "lost": {name: lost for folder in exports for name, lost in points_lost(folder).items()},
+        "heads_seconds": {
+            str(number): heads_seconds(backbone, sentences, number, repeats) for number in (3, NUM_HEADS)
+        },
         "starts": {folder.name: start_seconds(folder, repeats) for folder in exports},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": machine("cpu"),
@@ -152,8 +157,7 @@ def make_contenders(
     """Returns the contenders; a further one is a further entry."""
     texts = list(sentences)
     pipelines = [_pipeline(backbone, task) for task in TASKS]
-    many = MTLModel.from_backbone(backbone, tasks=[TaskConfig(f"task{n}", num_labels=3) for n in range(NUM_HEADS)])
-    few = MTLModel.from_backbone(backbone, tasks=[TaskConfig(f"task{n}", num_labels=3) for n in range(3)])
+    few, many = (_with_heads(backbone, number) for number in (3, NUM_HEADS))
     many.config.max_seq_length = few.config.max_seq_length = model.config.max_seq_length
 
     def run_pipelines() -> None:
@@ -213,6 +217,25 @@ def start_seconds(folder: Path, repeats: int) -> list[float]:
     return seconds
 
 
+def heads_seconds(backbone: str, sentences: Sequence[str], number: int, repeats: int) -> list[float]:
+    """Returns how long so many heads and their predictions take for sentences, without the encoder."""
+    model = _with_heads(backbone, number).eval()
+    batches = torch.from_numpy(model.encode(sentences)).split(BATCH_SIZE)  # (B, H) each
+
+    def answer() -> None:
+        for pooled in batches:
+            logits = model(pooled=pooled).logits  # (B, C) each
+            for task in model.config.tasks:
+                predictions_of(task, logits[task.name])
+
+    with torch.inference_mode():
+        return in_turns({"": answer}, repeats)[""]
+
+
+def _with_heads(backbone: str, number: int) -> MTLModel:
+    return MTLModel.from_backbone(backbone, tasks=[TaskConfig(f"task{n}", num_labels=3) for n in range(number)])
+
+
 def _pipeline(backbone: str, task: TaskConfig) -> Any:
     single = AutoModelForSequenceClassification.from_pretrained(backbone, num_labels=task.num_labels)
     return pipeline("text-classification", model=single, tokenizer=AutoTokenizer.from_pretrained(backbone))
@@ -255,7 +278,7 @@ def table(report: Mapping[str, Any]) -> str:
         [
             name,
             f"{report['sentences'] / statistics.median(contender['seconds']):,.0f}",
-            f"{statistics.median(speeds(report, name)):.2f}x",
+            _speed(report, name),
             contender["against"] if contender["against"] != name else "",
             _share(report, contender),
         ]
@@ -269,11 +292,23 @@ def table(report: Mapping[str, Any]) -> str:
         f"{report['sentences']:,} sentences, {report['tokens']:,} tokens; medians of {len(first['seconds'])}. "
         f"Embeddings differ from those of sentence-transformers by {gap['fp32_max']:.0e} at most, in bf16 from those "
         f"in fp32 by {gap['bf16_max']:.0e} (cosine {gap['bf16_least_cosine']:.4f} at least). Peak: {peaks['fp32']}, "
-        f"{peaks['bf16']}.{_lost(report)}{_starts(report)} {where['cpu']}, {where['threads']} threads, "
-        f"torch {versions['torch']}, transformers {versions['transformers']}, "
+        f"{peaks['bf16']}.{_heads(report)}{_lost(report)}{_starts(report)} {where['cpu']}, {where['threads']} "
+        f"threads, torch {versions['torch']}, transformers {versions['transformers']}, "
         f"sentence-transformers {versions['sentence-transformers']}."
     )
     return f"{markdown_table(heading, rows)}\n\n{note}"
+
+
+def _speed(report: Mapping[str, Any], name: str) -> str:
+    if report["contenders"][name]["against"] == name:
+        return ""
+    ratios = speeds(report, name)
+    return f"{statistics.median(ratios):.2f}x ({min(ratios):.2f} to {max(ratios):.2f})"
+
+
+def _heads(report: Mapping[str, Any]) -> str:
+    told = [f"{statistics.median(some):.2f} s with {number}" for number, some in report["heads_seconds"].items()]
+    return f" Heads and predictions alone: {', '.join(told)}."
 
 
 def _lost(report: Mapping[str, Any]) -> str:

@@ -29,6 +29,7 @@ def test_measures_every_contender_and_writes(
     assert report["differences"]["fp32_max"] < 1e-5
     assert report["differences"]["bf16_least_cosine"] > 0.99
     assert report["machine"]["threads"] == torch.get_num_threads()
+    assert {number: len(seconds) for number, seconds in report["heads_seconds"].items()} == {"3": 2, "50": 2}
     assert report["gemm_flops"].keys() == {"fp32", "bf16"}
     # Two operations a weight; two layers of 4 x 32 x 32 in attention and 2 x 32 x 64 beside it.
     assert report["flops"] == report["tokens"] * 2 * 2 * (4 * 32 * 32 + 2 * 32 * 64)
@@ -56,16 +57,18 @@ def test_speed_is_the_median_of_ratios_within_repeats() -> None:
         },
         "differences": {"fp32_max": 2e-7, "bf16_max": 3e-3, "bf16_least_cosine": 0.9991},
         "lost": {"OpenVINO, int8": {"topic": 0.215, "stars": -0.1}},
+        "heads_seconds": {"3": [0.02, 0.03, 0.04], "50": [0.3, 0.2, 0.1]},
         "starts": {"exported": [0.9, 0.4, 0.5]},
         "versions": {"torch": "2", "transformers": "5", "sentence-transformers": "6"},
         "machine": {"cpu": "a CPU", "threads": 2},
     }
     assert INFERENCE["speeds"](report, "fast") == [3.0, 2.0, 3.0]
     lines = INFERENCE["table"](report).splitlines()
-    assert lines[2] == "| slow | 17 | 1.00x |  | 100% |"  # Three times 4e9 in 6 s, of 2e9 in one.
-    assert lines[3] == "| fast | 50 | 3.00x | slow | 25% |"
-    assert lines[4] == "| int8 | 100 | 6.00x | slow |  |"
+    assert lines[2] == "| slow | 17 |  |  | 100% |"  # Three times 4e9 in 6 s, of 2e9 in one.
+    assert lines[3] == "| fast | 50 | 3.00x (2.00 to 3.00) | slow | 25% |"
+    assert lines[4] == "| int8 | 100 | 6.00x (4.00 to 30.00) | slow |  |"
     assert "100 sentences, 2,500 tokens; medians of 3." in lines[-1]
     assert "by 2e-07 at most, in bf16 from those in fp32 by 3e-03 (cosine 0.9991 at least)" in lines[-1]
     assert "Points lost on the split for testing: OpenVINO, int8 topic +0.21, stars -0.10." in lines[-1]
+    assert "Heads and predictions alone: 0.03 s with 3, 0.20 s with 50." in lines[-1]
     assert "From the start of a process to its first answer: 0.50 s (exported)." in lines[-1]
