@@ -48,10 +48,11 @@ class PartStore:
             if written == self._run:
                 shutil.rmtree(self.folder, ignore_errors=True)  # Of a process that was killed at the very end.
                 return True
-            self._check_may_go(written, overwrite)  # It goes when the new one is whole.
+            self._check_may_go(self.target, written, overwrite)  # It goes when the new one is whole.
         manifest = self._read_manifest()
         if manifest is not None and manifest["run"] != self._run:
-            self._check_may_go(manifest["run"], overwrite)
+            if self.done():  # Otherwise nothing is lost with it.
+                self._check_may_go(self.folder, manifest["run"], overwrite)
             shutil.rmtree(self.folder)
         elif self._is_folder and manifest is not None and manifest["is_complete"]:
             return True
@@ -97,11 +98,11 @@ class PartStore:
         shutil.rmtree(self.folder)
         return self.target
 
-    def _check_may_go(self, run: Mapping[str, Any] | None, overwrite: bool) -> None:
+    def _check_may_go(self, path: Path, run: Mapping[str, Any] | None, overwrite: bool) -> None:
         if not overwrite:
-            what = "was not written by this command" if run is None else f"has another {_differences(run, self._run)}"
+            what = "was not written by this command" if run is None else f"differs in: {_differences(run, self._run)}"
             raise FileExistsError(
-                f"The output {self.target} is there, and {what}. Give another --output, or --overwrite to replace it."
+                f"The output {path} is there, and {what}. Give another --output, or --overwrite to replace it."
             )
 
     def _run_of_target(self) -> Any:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
+from transformers import PreTrainedConfig
 
 from configuration_mtl import MTLConfig, TaskConfig
 from modeling_mtl import MTLModel, set_dropout
@@ -18,7 +18,14 @@ logger = logging.getLogger(__name__)
 
 
 def load_model(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> MTLModel:
-    """Loads a saved multi-task model as it is.
+    """Loads a saved multi-task model as it is; arguments and errors as of [`load_config`]."""
+    hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    model: MTLModel = MTLModel.from_pretrained(name, config=load_config(name, **hub), **hub)
+    return model
+
+
+def load_config(name: str, *, revision: str | None = None, trust_remote_code: bool = False) -> MTLConfig:
+    """Loads the configuration of a saved multi-task model.
 
     Args:
         name: Its folder, or its name on the Hub.
@@ -29,18 +36,21 @@ def load_model(name: str, *, revision: str | None = None, trust_remote_code: boo
         OSError: If there is none.
         ValueError: If it is another kind of model.
     """
-    hub: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
     try:
-        kind = AutoConfig.from_pretrained(name, **hub).model_type
+        # Not by AutoConfig: of a kind that it does not know it says that transformers is too old.
+        kind = PreTrainedConfig.get_config_dict(name, revision=revision)[0].get("model_type")
     except (OSError, ValueError) as error:
         raise OSError(
             f"There is no model {name!r}: no such folder in {str(Path.cwd())!r} has a configuration that can be read, "
             f"and the Hub gave none. Give the folder of a saved model, or its name on the Hub. The cause: {error}"
         ) from error
     if kind != MTLConfig.model_type:
-        raise ValueError(f"{name!r} is a {kind!r} model. Give a multi-task model, as `train_trainer.py` saves it.")
-    model: MTLModel = MTLModel.from_pretrained(name, **hub)
-    return model
+        static = " A static student is run by the predictor_mtl.py beside it." if kind == "model2vec" else ""
+        raise ValueError(
+            f"{name!r} is a {kind!r} model. Give a multi-task model, as `train_trainer.py` saves it.{static}"
+        )
+    config: MTLConfig = MTLConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    return config
 
 
 def load_saved(settings: RunSettings, path: str, tasks: Sequence[TaskConfig], config: Any) -> MTLModel:

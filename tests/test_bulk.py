@@ -205,10 +205,10 @@ def test_an_output_of_something_else_is_kept(model: TorchBulkModel, tmp_path: Pa
     file = write_rows(tmp_path / "in.parquet", rows)
     run_bulk(model, job(tmp_path, file))
     before = (tmp_path / "out.parquet").read_bytes()
-    with pytest.raises(FileExistsError, match=r"is there, and has another tasks\. Give another --output, or"):
+    with pytest.raises(FileExistsError, match=r"is there, and differs in: tasks\. Give another --output, or"):
         run_bulk(model, job(tmp_path, file, tasks=("topic",)))
     write_rows(file, [*rows, rows[0]])
-    with pytest.raises(FileExistsError, match="has another input"):
+    with pytest.raises(FileExistsError, match="differs in: input"):
         run_bulk(model, job(tmp_path, file))
     assert (tmp_path / "out.parquet").read_bytes() == before
     run_bulk(model, job(tmp_path, file, tasks=("topic",), overwrite=True))
@@ -223,6 +223,15 @@ def test_an_output_of_something_else_is_kept(model: TorchBulkModel, tmp_path: Pa
     with pytest.raises(FileExistsError, match="has files that this command did not write"):
         run_bulk(model, BulkJob((file,), folder, InputColumns("text"), parts=True, overwrite=True))
     assert (folder / "letter.txt").read_text() == "dear"
+
+
+def test_a_file_that_was_mended_is_begun_again(model: TorchBulkModel, tmp_path: Path) -> None:
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"text":\n', encoding="utf-8")
+    with pytest.raises(ValueError, match="line 1: this is not JSON"):
+        run_bulk(model, job(tmp_path, file))
+    file.write_text('{"text": "match"}\n', encoding="utf-8")
+    assert run_bulk(model, job(tmp_path, file)).rows == 1
 
 
 def test_parts_may_stay(model: TorchBulkModel, tmp_path: Path, rows: Rows) -> None:
@@ -277,9 +286,24 @@ def test_commands(
         write_rows(tmp_path / f"in-{place}.csv", rows)
     out = tmp_path / "out.parquet"
     pattern = str(tmp_path / "in-*.csv")
-    mtl(["predict", model_dir, pattern, "--output", str(out), "--keep", "id", "--tasks", "topic", "--embeddings"])
+    mtl(
+        [
+            "predict",
+            model_dir,
+            pattern,
+            "--output",
+            str(out),
+            "--keep",
+            "id",
+            "--keep",
+            "text",
+            "--tasks",
+            "topic",
+            "--embeddings",
+        ]
+    )
     assert f"50 rows are in {out}." in capsys.readouterr().out
-    assert pq.read_schema(out).names == ["id", "topic", "topic_score", "topic_abstains", "embedding"]
+    assert pq.read_schema(out).names == ["id", "text", "topic", "topic_score", "topic_abstains", "embedding"]
     mtl(["encode", model_dir, pattern, "--output", str(tmp_path / "e.parquet"), "--precision", "fp32", "--quiet"])
     found = np.stack(pq.read_table(tmp_path / "e.parquet")["embedding"].to_numpy())
     np.testing.assert_allclose(found[25:], model.model.encode([row["text"] for row in rows]), atol=1e-6)

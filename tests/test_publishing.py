@@ -290,6 +290,14 @@ def test_command_writes_the_folder(model: MTLModel, tmp_path: Path, capsys: pyte
         mtl.cli.main(["publish", str(tmp_path / "saved"), str(tmp_path / "saved")])
     with pytest.raises(SystemExit, match="'bert' model. Give a multi-task model"):
         mtl.cli.main(["publish", str(tmp_path / "published" / "backbone"), str(tmp_path / "other")])
+    with pytest.raises(SystemExit, match="There is no model 'absent'"):
+        mtl.cli.main(["publish", "absent", str(tmp_path / "other")])
+    (tmp_path / "static").mkdir()
+    (tmp_path / "static" / "config.json").write_text('{"model_type": "model2vec"}')
+    with pytest.raises(
+        SystemExit, match="'model2vec' model.*A static student is run by the predictor_mtl.py beside it"
+    ):
+        mtl.cli.main(["publish", str(tmp_path / "static"), str(tmp_path / "other")])
 
 
 RUN_BLOCKS = """

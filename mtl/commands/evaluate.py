@@ -114,9 +114,10 @@ def _parser() -> argparse.ArgumentParser:
     add("data", help=DATA_HELP)
     add("--split", help="Split to measure; test if there is one, else validation, else train.")
     add_source_options(parser)
-    add("--compare_with", nargs="+", metavar="COLUMN", help="Columns of further texts, for tasks on the embedding.")
-    add("--pairs", nargs="+", default=[], metavar="TASK", help="Tasks that are measured on these texts, unlabelled.")
-    add("--by", nargs="+", default=[], metavar="COLUMN", help="Columns by which figures are broken down.")
+    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
+    add("--compare_with", **several, metavar="COLUMN", help="Columns of further texts, for tasks on the embedding.")
+    add("--pairs", **several, default=[], metavar="TASK", help="Tasks that are measured on these texts, unlabelled.")
+    add("--by", **several, default=[], metavar="COLUMN", help="Columns by which figures are broken down.")
     add("--resamples", type=int, default=RESAMPLES, help="Resamples of an interval.")
     add("--level", type=float, default=CONFIDENCE_LEVEL, help="Probability with which an interval is to hold.")
     add("--seed", type=int, default=0, help="Seed of the resamples.")

@@ -24,6 +24,7 @@ from train_trainer import or_exit
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of a shell."""
+SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend"}
 LOCAL, RAY = "local", "ray"
 
 
@@ -31,7 +32,7 @@ def cli(argv: Sequence[str] | None = None) -> None:
     """Runs the command; what is wrong with model or files ends it with the message alone."""
     parser = bulk_parser("mtl predict", "Predicts every task for the rows of files, into a Parquet file.")
     add = parser.add_argument
-    add("--tasks", nargs="+", metavar="TASK", help="Tasks that have columns; all if not given.")
+    add("--tasks", **SEVERAL, metavar="TASK", help="Tasks that have columns; all if not given.")
     add("--embeddings", action="store_true", help="Write embeddings, too, from the same pass.")
     add("--probabilities", action="store_true", help="Write the probability of every label, too.")
     add("--prefix", default="", help="What stands before the names of predicted columns.")
@@ -98,7 +99,7 @@ def bulk_parser(program: str, description: str) -> argparse.ArgumentParser:
     add("--output", type=Path, required=True, help="Parquet file to write; with --parts a folder.")
     add("--text", default="text", metavar="COLUMN", help="Column of the texts; `text` if not given.")
     add("--text_pair", metavar="COLUMN", help="Column of second texts, read together with the first.")
-    add("--keep", nargs="+", default=[], metavar="COLUMN", help="Columns of the files that the output has, too.")
+    add("--keep", **SEVERAL, default=[], metavar="COLUMN", help="Columns of the files that the output has, too.")
     add("--parts", action="store_true", help="Leave the output in parts, for readers that take a folder.")
     add("--part_rows", type=int, default=PART_ROWS, help="Rows of a part, which are held and lost at once.")
     add("--strict", action="store_true", help="Refuse a row without a text, instead of writing nulls.")

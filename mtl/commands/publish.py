@@ -13,13 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
-from transformers import AutoConfig
 from transformers.utils import logging as transformers_logging
 
-from configuration_mtl import MTLConfig
 from mtl.published_files import tree_files
 from mtl.publishing import check_publishable, publish, push
-from mtl.saved_models import load_model
+from mtl.saved_models import load_config, load_model
 from train_trainer import or_exit
 
 PROGRAM = "mtl publish"
@@ -50,10 +48,8 @@ def write(options: argparse.Namespace) -> Path:
         OSError: If there is no such model, or the folder is there and is not one of this command.
         ValueError: If the model cannot be published.
     """
+    check_publishable(load_config(options.model))
     source = options.model if Path(options.model).is_dir() else snapshot_download(options.model)
-    config = AutoConfig.from_pretrained(source)
-    if isinstance(config, MTLConfig):  # Otherwise loading tells what it is.
-        check_publishable(config)
     settings = {"source": source, "classifiers": options.classifiers, "repo_id": options.push}
     return publish(load_model(str(source)), options.folder, **settings)
 
@@ -68,7 +64,12 @@ def _parser() -> argparse.ArgumentParser:
     add("model", help="Folder, or name on the Hub, of a saved multi-task model.")
     add("folder", help="Folder to make; an earlier one of this command is replaced, any other is left alone.")
     add(
-        "--classifiers", nargs="+", default=[], metavar="TASK", help="Tasks to add as plain classifiers: tasks/<task>."
+        "--classifiers",
+        nargs="+",
+        action="extend",
+        default=[],
+        metavar="TASK",
+        help="Tasks to add as plain classifiers: tasks/<task>.",
     )
     add("--push", metavar="REPO", help="Repository to upload the folder to, as owner/name.")
     add("--private", action="store_true", default=None, help="Make the repository private, if it is new.")
