@@ -13,7 +13,8 @@ from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.data import row_texts
 from mtl.evaluation import EvaluationMetrics
-from mtl.export import FILES, ONNX, OPENVINO, Exported, add_graph, enter_graph, staged_export
+from mtl.export import Exported, add_graph
+from mtl.export_folder import FILES, ONNX, OPENVINO, clear_graph, enter_graph, staged_export
 from mtl.extras import require
 from mtl.labels import label_column
 from predictor_mtl import EMBEDDING, LOGITS, MTLPredictor, Text
@@ -103,7 +104,8 @@ def quantize(
         before = MTLPredictor(staging, backend=backend, precision="fp32")
         starts = range(0, len(calibration), _AT_ONCE)
         inputs = [before.inputs(calibration[start : start + _AT_ONCE]) for start in starts]
-        _QUANTIZERS[backend](staging / FILES[backend, "fp32"], staging / FILES[backend, "int8"], inputs)
+        target = clear_graph(staging, backend, "int8")
+        _QUANTIZERS[backend](staging / FILES[backend, "fp32"], target, inputs)
         enter_graph(staging, backend, "int8")
         after = MTLPredictor(staging, backend=backend, precision="int8")
         texts = row_texts(rows[:])

@@ -102,6 +102,8 @@ def test_every_runtime_is_measured(
     assert sorted((tmp_path / "model").rglob("*")) == before
     with pytest.raises(SystemExit, match="--rounds must be at least 1, found 0"):
         mtl.cli.main(["bench", str(tmp_path / "model"), "--rounds", "0"])
+    with pytest.raises(SystemExit, match="--json .*there is no such folder"):
+        mtl.cli.main(["bench", str(tmp_path / "model"), "--json", str(tmp_path / "absent" / "found.json")])
 
 
 @pytest.mark.slow

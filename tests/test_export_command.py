@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -143,13 +144,15 @@ def test_cosines_are_of_rows_of_any_length() -> None:
         (["onnx", "{folder}", "--num_train_epochs", "3"], "'--num_train_epochs' is unknown"),
         (["onnx", "{folder}", "--int8", "{folder}/absent.csv"], "absent.csv"),
         (["onnx", "{folder}/absent"], "There is no model"),
+        (["onnx", "{folder}", "{other}"], "holds another model, whose tokenizer would be overwritten"),
         (["openvino", "{folder}", "--int8", "{rows}", "--labels", '{{"mood": "topic"}}'], r"--labels has \['mood'\]"),
     ],
 )
 def test_what_is_wrong_is_told_before_any_graph(
     words: list[str], message: str, folder: Path, toy_rows: ToyRows, write: WriteRows, no_network: None
 ) -> None:
-    file = write(toy_rows(8, 0))
+    file, other = write(toy_rows(8, 0)), folder.parent / "other"
+    shutil.copytree(folder, other)
     with pytest.raises(SystemExit, match=message):
-        mtl.cli.main(["export", *(word.format(folder=folder, rows=file) for word in words)])
+        mtl.cli.main(["export", *(word.format(folder=folder, rows=file, other=other) for word in words)])
     assert not (folder / MANIFEST).exists()
