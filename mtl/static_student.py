@@ -21,9 +21,10 @@ from transformers import PreTrainedTokenizerFast
 import predictor_mtl
 from classification_mtl import CosineLinear
 from modeling_mtl import MTLModel
-from mtl.export import describe, write_manifest
+from mtl.export_folder import describe, write_manifest
 from mtl.extras import require
 from mtl.static_encoder import StaticEncoder, StaticEncoderConfig
+from predictor_mtl import MANIFEST
 
 HEADS = "heads.safetensors"
 """File of the heads of a static student."""
@@ -101,12 +102,15 @@ def write_static(model: MTLModel, folder: Path, **facts: Any) -> None:
         **facts: What else the manifest says of it.
 
     Raises:
-        ValueError: If the encoder is not a static one.
+        ValueError: If the encoder is not a static one, or the pooling not the mean.
     """
     if not isinstance(model.backbone, StaticEncoder):
         raise ValueError(f"The encoder is a {type(model.backbone).__name__}. A static student has a StaticEncoder.")
+    if model.config.pooling != "mean":
+        raise ValueError(f"pooling is {model.config.pooling!r}, and a static student has the mean. Set it to 'mean'.")
     folder.mkdir(parents=True, exist_ok=True)
-    vectors = model.backbone.embeddings.weight.detach().numpy()  # (V, H)
+    (folder / MANIFEST).unlink(missing_ok=True)  # Until the last file is there no predictor takes old and new ones.
+    vectors = model.backbone.embeddings.weight.detach().cpu().float().numpy()  # (V, H)
     save_file({"embeddings": np.ascontiguousarray(vectors)}, folder / WEIGHTS)
     tasks = [task for task in model.config.tasks if task.has_head]
     heads = {
@@ -120,8 +124,8 @@ def write_static(model: MTLModel, folder: Path, **facts: Any) -> None:
         "architectures": ["StaticModel"],
         "hidden_dim": vectors.shape[1],
         "normalize": model.config.normalize,
-        "seq_length": MAX_TOKENS,
-        "max_length": MAX_TOKENS,
+        "seq_length": model.max_tokens(),
+        "max_length": model.max_tokens(),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))
