@@ -31,7 +31,7 @@ HEADS = "heads.safetensors"
 WEIGHTS = "model.safetensors"
 MAX_TOKENS = 512
 """Tokens of a text that are read, as model2vec does."""
-_UNKNOWN = ("[UNK]", "<unk>")
+_PADDING = ("[PAD]", "<pad>")
 
 
 def write_static_encoder(teacher: MTLModel, folder: Path, *, dimensions: int | None = 256) -> StaticEncoder:
@@ -65,8 +65,7 @@ def write_static_encoder(teacher: MTLModel, folder: Path, *, dimensions: int | N
         device="cpu",
     )
     vectors = np.array(static.embedding, dtype=np.float32)  # (V, H)
-    vocabulary = static.tokenizer.get_vocab()
-    unknown = next((vocabulary[name] for name in _UNKNOWN if name in vocabulary), None)
+    unknown = _unknown_id(static.tokenizer)
     size, width = vectors.shape
     encoder = StaticEncoder(StaticEncoderConfig(vocab_size=size, hidden_size=width, unk_token_id=unknown))
     with torch.no_grad():
@@ -78,16 +77,25 @@ def write_static_encoder(teacher: MTLModel, folder: Path, *, dimensions: int | N
     return encoder
 
 
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Returns the id that a tokenizer gives what it does not know, whatever its name; None if it knows everything."""
+    model = json.loads(tokenizer.to_str())["model"]
+    found: int | None = model.get("unk_id")  # Of a unigram model, which has no name for it.
+    name = model.get("unk_token")
+    return found if name is None else tokenizer.token_to_id(name)
+
+
 def _tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """Returns a tokenizer that adds nothing: what it would add has no meaning of its own in a mean."""
     bare = json.loads(tokenizer.to_str()) | {"post_processor": None, "padding": None, "truncation": None}
     names = tokenizer.get_vocab()
-    special = {"pad_token": ("[PAD]", "<pad>"), "unk_token": _UNKNOWN}
-    found = {kind: next((name for name in some if name in names), None) for kind, some in special.items()}
-    # Padding is masked, so any token does.
-    found["pad_token"] = found["pad_token"] or next(iter(names))
+    unknown = _unknown_id(tokenizer)
     made = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(bare)), model_max_length=MAX_TOKENS, **found
+        tokenizer_object=Tokenizer.from_str(json.dumps(bare)),
+        model_max_length=MAX_TOKENS,
+        # Padding is masked, so any token does.
+        pad_token=next((name for name in _PADDING if name in names), None) or next(iter(names)),
+        unk_token=None if unknown is None else tokenizer.id_to_token(unknown),
     )
     made.model_input_names = ["input_ids", "attention_mask"]
     return made
