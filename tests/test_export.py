@@ -87,7 +87,8 @@ def test_graph_answers_as_the_model_does(backend: str, tmp_path: Path, backbone_
 def test_weights_in_half_precision_are_computed_with_in_float32(
     dtype: torch.dtype, make_model: MakeModel, tmp_path: Path
 ) -> None:
-    make_model().to(dtype).save_pretrained(tmp_path / "model")
+    torch.nn.Module.to(made := make_model(), dtype)
+    made.save_pretrained(tmp_path / "model")
     model = MTLModel.from_pretrained(tmp_path / "model")
     assert export(model, tmp_path / "model", "onnx").difference <= TOLERANCE
     assert model.dtype == dtype

@@ -136,7 +136,7 @@ def test_threads_are_a_count(threads: Any, student: MTLModel, tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("pooling", ["max", "cls"])
-def test_only_means_are_written(pooling: str, student: MTLModel, tmp_path: Path) -> None:
+def test_only_means_are_written(pooling: Any, student: MTLModel, tmp_path: Path) -> None:
     student.config.pooling = pooling
     with pytest.raises(ValueError, match=f"pooling is '{pooling}', and a static student has the mean"):
         write_static(student, tmp_path / "out")
@@ -153,7 +153,8 @@ def test_texts_are_cut_where_the_model_cuts_them(student: MTLModel, tmp_path: Pa
 
 
 def test_half_precision_is_written_as_float32(student: MTLModel, tmp_path: Path) -> None:
-    write_static(student.to(torch.bfloat16), tmp_path / "out")
+    student.bfloat16()
+    write_static(student, tmp_path / "out")
     found = MTLPredictor(tmp_path / "out").encode(SENTENCES)
     np.testing.assert_allclose(found, student.float().encode(SENTENCES), rtol=0, atol=1e-6)
 

@@ -106,7 +106,7 @@ def bench_table(measured: Sequence[Measured]) -> str:
             f"{one.milliseconds:.1f}",
             "-" if one.same_labels is None else f"{one.same_labels:.1%}",
             f"{one.mean_cosine:.4f}",
-            "" if one.is_close else "loses accuracy",
+            "" if one.is_close else "may lose accuracy",
         ]
         for one in measured
     ]

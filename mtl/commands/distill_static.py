@@ -180,7 +180,7 @@ def _make_folder(folder: Path) -> None:
 def _tasks(teacher: MTLModel, settings: RunSettings, hidden_size: int) -> list[Any]:
     """Returns the student's tasks: those with a head have the labels of the teacher's, in its order."""
     known = {task.name: task for task in teacher.config.tasks if task.has_head}
-    found = []
+    found: list[Any] = []
     for fields, task in zip(settings.tasks, settings.task_configs(), strict=True):
         if not task.has_head:
             found.append(fields)

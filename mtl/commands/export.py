@@ -128,11 +128,13 @@ def changes_table(quantized: Quantized, split: str) -> str:
         for change in quantized.changes
     ]
     table = aligned(["task", "metric", "fp32", "int8", "points lost"], rows)
-    verdict = (
-        f'No task loses more than {CLOSE_POINTS} points: `precision="auto"` takes it.'
-        if quantized.is_close
-        else f'A task loses more than {CLOSE_POINTS} points: `precision="auto"` does not take it, "int8" does.'
-    )
+    if quantized.is_close:
+        verdict = f'No task loses more than {CLOSE_POINTS} points: `precision="auto"` takes it.'
+    else:
+        found = f"A task loses more than {CLOSE_POINTS} points"
+        if quantized.unmeasured:
+            found = f"Of {list(quantized.unmeasured)} there is no label"
+        verdict = f'{found}: `precision="auto"` does not take it, "int8" does.'
     measured = f"{quantized.rows:,} rows of {split!r}; mean cosine of the embeddings {quantized.mean_cosine:.4f}."
     return f"{table}\n{measured}\n{verdict}"
 
