@@ -14,7 +14,7 @@ import importlib
 import importlib.util
 import itertools
 import json
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,7 @@ class MTLPredictor:
     Raises:
         FileNotFoundError: If the folder has no export, or not that one.
         ImportError: If the backend is not installed.
-        ValueError: If backend or precision is unknown, or the export is of a later version.
+        ValueError: If backend or precision is unknown, threads is less than 1, or the export is of a later version.
     """
 
     def __init__(
@@ -65,6 +65,8 @@ class MTLPredictor:
         precision: str = "auto",
         threads: int | None = None,
     ) -> None:
+        if threads is not None:  # 0 and less mean all cores to a runtime, or nothing.
+            _check_counts({"threads": threads})
         self.folder = Path(folder)
         self.manifest = read_manifest(self.folder)
         self.graph = _chosen_graph(self.manifest["graphs"], backend, precision)
@@ -125,6 +127,7 @@ class MTLPredictor:
         self, sentences: Iterable[Text], *, batch_size: int | None = None, max_batch_tokens: int | None = None
     ) -> tuple[np.ndarray, Predictions]:
         """Returns what [`encode`] and [`predict`] give for several sentences, from one pass."""
+        _refuse_string(sentences, "encode_and_predict")
         found = list(self._answers(sentences, batch_size, max_batch_tokens, self.tasks))
         embeddings = [np.empty((0, self.manifest["hidden_size"]), np.float32), *(some for some, _ in found)]
         return np.concatenate(embeddings), [said for _, some in found for said in some]  # (N, H)
@@ -137,9 +140,11 @@ class MTLPredictor:
         max_batch_tokens: int | None = None,
         window_size: int = 1024,
     ) -> Iterator[tuple[np.ndarray, dict[str, Any]]]:
-        """Yields embedding, (H,), and predictions of each sentence, in their order, with flat memory."""
-        for embeddings, some in self._answers(sentences, batch_size, max_batch_tokens, self.tasks, window_size):
-            yield from zip(embeddings, some, strict=True)
+        """Returns an iterator over embedding, (H,), and predictions of each sentence, in order, with flat memory."""
+        _refuse_string(sentences, "stream")
+        answers = self._answers(sentences, batch_size, max_batch_tokens, self.tasks, window_size)
+        # Not a `yield`, so that what is wrong with the arguments is told here and not at the first answer.
+        return (pair for embeddings, some in answers for pair in zip(embeddings, some, strict=True))
 
     def outputs(self, sentences: Sequence[Text]) -> Arrays:
         """Returns the outputs of the graph for sentences in one batch, as they are.
@@ -173,13 +178,17 @@ class MTLPredictor:
         tasks: Sequence[Mapping[str, Any]],
         window_size: int = _WINDOW_SIZE,
     ) -> Iterator[tuple[np.ndarray, Predictions]]:
-        """Yields embeddings, (W, H), and predictions of the tasks, window by window."""
+        """Returns an iterator over embeddings, (W, H), and predictions of the tasks, window by window."""
         budget = self._runtime.batch_tokens if max_batch_tokens is None else max_batch_tokens
-        counts = {"batch_size": batch_size, "max_batch_tokens": budget, "window_size": window_size}
-        for name, count in counts.items():
-            if count is not None and (not isinstance(count, int) or isinstance(count, bool) or count < 1):
-                raise ValueError(f"{name} must be an int of at least 1, found {count!r}.")
-        for texts in _windows(sentences, window_size):
+        _check_counts({"max_batch_tokens": budget, "window_size": window_size})
+        if batch_size is not None:
+            _check_counts({"batch_size": batch_size})
+        return self._answered(_windows(sentences, window_size), batch_size, budget, tasks)
+
+    def _answered(
+        self, windows: Iterator[list[Text]], batch_size: int | None, budget: int, tasks: Sequence[Mapping[str, Any]]
+    ) -> Iterator[tuple[np.ndarray, Predictions]]:
+        for texts in windows:
             embeddings = np.empty((len(texts), self.manifest["hidden_size"]), np.float32)  # (W, H)
             predictions: Predictions = [{} for _ in texts]
             for rows, outputs in self.passes(texts, batch_size=batch_size, max_batch_tokens=budget):
@@ -395,21 +404,52 @@ def _import(module: str, extra: str) -> Any:
         raise ImportError(f"This graph needs {package}: `pip install {package}` (the extra `{extra}`).") from error
 
 
+def _check_counts(counts: Mapping[str, Any]) -> None:
+    for name, count in counts.items():
+        if not isinstance(count, int) or isinstance(count, bool) or count < 1:
+            raise ValueError(f"{name} must be an int of at least 1, found {count!r}.")
+
+
+def _refuse_string(sentences: Any, method: str) -> None:
+    if isinstance(sentences, str):
+        raise TypeError(
+            f"`{method}` takes several sentences, found the string {sentences[:100]!r}. Give a list of it."
+        )
+
+
 def _windows(sentences: str | Iterable[Text], size: int) -> Iterator[list[Text]]:
-    if not isinstance(sentences, Iterable) or isinstance(sentences, Mapping):
-        raise TypeError(f"sentences is of type {type(sentences).__name__}; expected a string or a list of strings.")
-    rest = iter([sentences] if isinstance(sentences, str) else sentences)
+    # Iterating over a mapping or a table would give its keys or columns, which are strings too.
+    # A numpy string is a string, but has no dimension.
+    is_flat = isinstance(sentences, str) or getattr(sentences, "ndim", 1) == 1
+    if not isinstance(sentences, Iterable) or isinstance(sentences, Mapping) or not is_flat:
+        raise TypeError(
+            f"sentences is of type {type(sentences).__name__}; expected a string or a list of strings, such as the "
+            f"column of the texts. Found {str(sentences)[:100]!r}."
+        )
+    texts = [sentences] if isinstance(sentences, str) else sentences
+    if isinstance(texts, Sized):
+        _check(texts, 0)  # Else a fault at the end would come after hours of work.
+        return _cut(iter(texts), size, is_checked=True)
+    return _cut(iter(texts), size, is_checked=False)
+
+
+def _cut(texts: Iterator[Text], size: int, *, is_checked: bool) -> Iterator[list[Text]]:
     begin = 0
-    while window := list(itertools.islice(rest, size)):
-        for place, text in enumerate(window, start=begin):
-            is_pair = isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text)
-            if not isinstance(text, str) and not is_pair:
-                raise TypeError(
-                    f"sentences[{place}] is {text!r} of type {type(text).__name__}; expected a string, or a pair as a "
-                    "tuple of two. Drop the row, or give '' for a sentence without text."
-                )
+    while window := list(itertools.islice(texts, size)):
+        if not is_checked:
+            _check(window, begin)
         yield window
         begin += len(window)
+
+
+def _check(texts: Iterable[Any], begin: int) -> None:
+    for place, text in enumerate(texts, start=begin):
+        is_pair = isinstance(text, tuple) and len(text) == 2 and all(isinstance(part, str) for part in text)
+        if not isinstance(text, str) and not is_pair:
+            raise TypeError(
+                f"sentences[{place}] is {text!r} of type {type(text).__name__}; expected a string, or a pair as a "
+                "tuple of two. Drop the row, or give '' for a sentence without text."
+            )
 
 
 def predictions_of(task: Mapping[str, Any], logits: np.ndarray) -> list[Any]:

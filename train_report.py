@@ -15,6 +15,7 @@ from mtl.card_origin import Origin
 from mtl.embedding_quality import embedding_quality
 from mtl.evaluation import EvaluationResult
 from mtl.evidence import build_evidence
+from mtl.export_folder import remove_export
 from mtl.extras import require
 from mtl.launch import launcher, without_tokens
 from mtl.predictions import Predictions
@@ -135,8 +136,10 @@ def write_page(
 def remove_descriptions(output_dir: Path) -> None:
     """Removes what an earlier run, or a measurement of its model, has left in a folder: it speaks of another model.
 
-    Of `figures/`, in which there may be others, only the pictures go that the page has too.
+    So do the graphs of an export, which would go on answering as that model. Of `figures/`, in which there may be
+    others, only the pictures go that the page has too.
     """
+    remove_export(output_dir)
     for name in (CARD, REPORT):
         (output_dir / name).unlink(missing_ok=True)
     pictures = output_dir / FIGURES

@@ -15,7 +15,8 @@ import numpy as np
 from batching_mtl import Text
 from modeling_mtl import MTLModel
 from mtl.content_keys import key_of_model
-from mtl.export import ONNX, OPENVINO, export
+from mtl.export import export
+from mtl.export_folder import ONNX, OPENVINO
 from mtl.precision import has_fast_bf16
 from mtl.quantization import mean_cosine
 from passes_mtl import Precision

@@ -1,15 +1,11 @@
 """From a model to graphs that ONNX Runtime and OpenVINO run, with all that a predictor needs beside them.
 
-A folder of an export has `mtl_inference.json`, `tokenizer.json`, `predictor_mtl.py`, and the graphs, each in the
-folder of its runtime. Exporting again adds or replaces graphs; those of other weights are removed.
+Exporting again adds or replaces graphs; those of other weights are removed.
 """
 
 import contextlib
 import io
-import json
 import logging
-import os
-import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Sequence
@@ -20,23 +16,14 @@ from typing import Any
 import numpy as np
 import torch
 
-import predictor_mtl
 from modeling_mtl import MTLModel
-from mtl.content_keys import key_of_model
-from mtl.export_graph import ExportGraph, GraphNames, example_tokens
+from mtl.export_folder import FILES, ONNX, OPENVINO, clear_graph, enter_graph, files_of_graph, staged_export
+from mtl.export_graph import ExportGraph, GraphNames, example_tokens, in_float32
 from mtl.extras import require
-from predictor_mtl import FORMAT_VERSION, MANIFEST, MTLPredictor
+from predictor_mtl import MTLPredictor
 
 logger = logging.getLogger(__name__)
 
-ONNX, OPENVINO = "onnx", "openvino"
-FILES = {
-    (ONNX, "fp32"): "onnx/model.onnx",
-    (ONNX, "int8"): "onnx/model_int8.onnx",
-    (OPENVINO, "fp32"): "openvino/openvino_model.xml",
-    (OPENVINO, "int8"): "openvino/openvino_model_int8.xml",
-}
-"""Runtime and precision -> file of the graph."""
 TOLERANCE = 1e-5
 """How far fp32 graphs may be from torch, in embeddings, which have length 1, and logits, relative to the largest."""
 PARITY_TEXTS: tuple[str, ...] = (
@@ -85,66 +72,9 @@ def export(model: MTLModel, folder: Path, backend: str, *, texts: Sequence[str] 
     if backend not in writers:
         raise ValueError(f"backend must be one of {sorted(writers)}, found {backend!r}.")
     with staged_export(model, folder) as staging:
-        writers[backend](model, GraphNames.of(model), staging / FILES[backend, "fp32"])
+        file = clear_graph(staging, backend, "fp32")
+        writers[backend](model, GraphNames.of(model), file)
         return add_graph(model, staging, backend, "fp32", texts=texts)
-
-
-@contextlib.contextmanager
-def staged_export(model: MTLModel, folder: Path) -> Any:
-    """Gives a folder with what an export has beside its graphs; it is put in place if the block ends without an error.
-
-    Graphs of the same weights that `folder` has are there too.
-
-    Raises:
-        ValueError: If the model has no tokenizer that runs without transformers.
-    """
-    if getattr(model.tokenizer, "backend_tokenizer", None) is None:
-        raise ValueError(
-            "The model has no fast tokenizer, which an export needs (`tokenizer.json`). Save the model with one."
-        )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".exporting-", dir=folder) as place:
-        staging = Path(place)
-        manifest = describe(model)
-        manifest["graphs"] = _graphs_to_keep(folder, manifest)
-        for graph in manifest["graphs"]:
-            _link_graph(folder / graph["file"], staging / graph["file"])
-        write_manifest(staging, manifest)
-        model.tokenizer.backend_tokenizer.save(str(staging / "tokenizer.json"))
-        shutil.copyfile(predictor_mtl.__file__, staging / "predictor_mtl.py")
-        yield staging
-        _put_in_place(staging, folder)
-
-
-def describe(model: MTLModel) -> dict[str, Any]:
-    """Returns what a predictor has to know of a model, JSON-ready, with no graph yet."""
-    tokenizer, config = model.tokenizer, model.config
-    return {
-        "format_version": FORMAT_VERSION,
-        "model_type": config.text_config.model_type,
-        "weights": key_of_model(model),
-        "inputs": list(GraphNames.of(model).inputs),
-        "hidden_size": config.hidden_size,
-        "is_normalized": config.normalize,
-        "max_tokens": model.max_tokens(),
-        "pad_token_id": tokenizer.pad_token_id,
-        "pad_token_type_id": tokenizer.pad_token_type_id,
-        "padding_side": tokenizer.padding_side,
-        "truncation_side": tokenizer.truncation_side,
-        "tasks": [_task_fields(task) for task in config.tasks if task.has_head],
-        "graphs": [],
-    }
-
-
-def _task_fields(task: Any) -> dict[str, Any]:
-    fields = {name: getattr(task, name) for name in _TASK_FIELDS}
-    return {**fields, "labels": list(task.id2label.values())}
-
-
-_TASK_FIELDS = (
-    "name", "problem_type", "calibration_temperature", "label_thresholds", "rejection_score", "rejection_threshold",
-    "out_of_scope_label", "abstention_threshold",
-)  # fmt: skip
 
 
 def add_graph(
@@ -172,31 +102,22 @@ def add_graph(
         )
     enter_graph(staging, backend, precision, **facts, difference=difference)
     file = FILES[backend, precision]
-    size = sum(part.stat().st_size for part in _files_of_graph(staging / file)) / 2**20
+    size = sum(part.stat().st_size for part in files_of_graph(staging / file)) / 2**20
     return Exported(Path(file), backend, precision, difference, size)
-
-
-def enter_graph(staging: Path, backend: str, precision: str, **facts: Any) -> None:
-    """Enters a graph into the manifest, from which on a predictor finds it; what was said of it before goes."""
-    file = FILES[backend, precision]
-    manifest = json.loads((staging / MANIFEST).read_text(encoding="utf-8"))
-    others = [graph for graph in manifest["graphs"] if graph["file"] != file]
-    entry = {"backend": backend, "precision": precision, "file": file, **facts}
-    write_manifest(staging, {**manifest, "graphs": [*others, entry]})
 
 
 def largest_difference(model: MTLModel, predictor: MTLPredictor, texts: Sequence[str] = ()) -> float:
     """Returns how far a predictor's outputs are from the model's in fp32, relative to the largest of each output.
 
     Args:
-        model: The model, in float32.
+        model: The model; weights in half precision are computed with in float32, as graphs do.
         predictor: The predictor.
         texts: Texts beside [`PARITY_TEXTS`].
     """
     sentences = [*PARITY_TEXTS, *texts]
     names = GraphNames.of(model)
-    graph, was_training = ExportGraph(model, names), model.training
-    model.eval()
+    graph, was_training = ExportGraph(in_float32(model), names), model.training
+    graph.model.eval()
     differences = []
     try:
         # Each text by itself, and all at once, with padding.
@@ -235,7 +156,7 @@ def write_onnx(model: MTLModel, names: GraphNames, file: Path) -> None:
         require(module, extra="onnx", what="The export of a graph")
     file.parent.mkdir(parents=True, exist_ok=True)
     any_size = {0: torch.export.Dim.DYNAMIC, 1: torch.export.Dim.DYNAMIC}
-    graph, was_training = ExportGraph(model, names), model.training
+    graph, was_training = ExportGraph(in_float32(model), names), model.training
     device = model.device
     try:
         # It tells each of its steps, and what of Python it should no longer use.
@@ -272,45 +193,3 @@ def _write_openvino(model: MTLModel, names: GraphNames, file: Path) -> None:
         converted = openvino.convert_model(str(onnx_file))
         # Weights stay in float32: in half of it they would differ by more than the tolerance.
         openvino.save_model(converted, str(file), compress_to_fp16=False)
-
-
-def write_manifest(folder: Path, manifest: dict[str, Any]) -> None:
-    """Writes what a predictor has to know into a folder."""
-    content = json.dumps(manifest, indent=2, ensure_ascii=False) + "\n"
-    (folder / MANIFEST).write_text(content, encoding="utf-8")
-
-
-def _graphs_to_keep(folder: Path, manifest: dict[str, Any]) -> list[dict[str, Any]]:
-    file = folder / MANIFEST
-    if not file.is_file():
-        return []
-    before = json.loads(file.read_text(encoding="utf-8"))
-    if before["weights"] != manifest["weights"]:
-        logger.warning("The graphs in %s are of other weights, and are removed.", folder)
-        return []
-    return [graph for graph in before["graphs"] if (folder / graph["file"]).is_file()]
-
-
-def _files_of_graph(file: Path) -> list[Path]:
-    return [part for part in (file, file.with_suffix(".bin")) if part.is_file()]
-
-
-def _link_graph(file: Path, copy: Path) -> None:
-    copy.parent.mkdir(parents=True, exist_ok=True)
-    for part in _files_of_graph(file):
-        os.link(part, copy.parent / part.name)
-
-
-def _put_in_place(staging: Path, folder: Path) -> None:
-    """Moves graphs first and the manifest last: until then the old one tells of the old graphs."""
-    wanted = {graph["file"] for graph in json.loads((staging / MANIFEST).read_text(encoding="utf-8"))["graphs"]}
-    for file in FILES.values():
-        if file in wanted:
-            (folder / file).parent.mkdir(exist_ok=True)
-            for part in _files_of_graph(staging / file):
-                os.replace(part, folder / part.relative_to(staging))
-        else:
-            for part in _files_of_graph(folder / file):
-                part.unlink()
-    for name in ("tokenizer.json", "predictor_mtl.py", MANIFEST):
-        os.replace(staging / name, folder / name)

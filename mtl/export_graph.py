@@ -1,5 +1,6 @@
 """A model as one graph: token ids in, the sentence embedding and calibrated logits of every task out."""
 
+import copy
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -68,3 +69,9 @@ def example_tokens(names: GraphNames) -> tuple[Tensor, ...]:
     mask[1, 4:] = 0
     made = {"input_ids": ids, "attention_mask": mask, "token_type_ids": torch.zeros_like(ids)}
     return tuple(made[name] for name in names.inputs)
+
+
+def in_float32(model: MTLModel) -> MTLModel:
+    """Returns the model, or, where it has weights in half precision, a copy whose weights are the same in float32."""
+    dtypes = {weight.dtype for weight in model.parameters()}
+    return model if dtypes == {torch.float32} else copy.deepcopy(model).float()

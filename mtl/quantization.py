@@ -13,7 +13,8 @@ from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.data import row_texts
 from mtl.evaluation import EvaluationMetrics
-from mtl.export import FILES, ONNX, OPENVINO, Exported, add_graph, enter_graph, staged_export
+from mtl.export import Exported, add_graph
+from mtl.export_folder import FILES, ONNX, OPENVINO, clear_graph, enter_graph, staged_export
 from mtl.extras import require
 from mtl.labels import label_column
 from predictor_mtl import EMBEDDING, LOGITS, MTLPredictor, Text
@@ -56,17 +57,19 @@ class Quantized:
         changes: What became of each task.
         rows: Rows that were measured.
         mean_cosine: Mean cosine of embeddings with those in fp32.
+        unmeasured: Names of the model's tasks that the rows do not label, of which so nothing is known.
     """
 
     graph: Exported
     changes: tuple[TaskChange, ...]
     rows: int
     mean_cosine: float
+    unmeasured: tuple[str, ...] = ()
 
     @property
     def is_close(self) -> bool:
-        """Whether no task loses more than [`CLOSE_POINTS`]."""
-        return are_close(self.changes)
+        """Whether every task was measured, and none loses more than [`CLOSE_POINTS`]."""
+        return not self.unmeasured and are_close(self.changes)
 
 
 def are_close(changes: Sequence[TaskChange]) -> bool:
@@ -103,7 +106,8 @@ def quantize(
         before = MTLPredictor(staging, backend=backend, precision="fp32")
         starts = range(0, len(calibration), _AT_ONCE)
         inputs = [before.inputs(calibration[start : start + _AT_ONCE]) for start in starts]
-        _QUANTIZERS[backend](staging / FILES[backend, "fp32"], staging / FILES[backend, "int8"], inputs)
+        target = clear_graph(staging, backend, "int8")
+        _QUANTIZERS[backend](staging / FILES[backend, "fp32"], target, inputs)
         enter_graph(staging, backend, "int8")
         after = MTLPredictor(staging, backend=backend, precision="int8")
         texts = row_texts(rows[:])
@@ -111,14 +115,16 @@ def quantize(
         changes = task_changes(tasks, rows, outputs[0], outputs[1])
         cosine = mean_cosine(outputs[0][EMBEDDING], outputs[1][EMBEDDING])
         measured = {change.task: {change.metric: change.after, "fp32": change.before} for change in changes}
+        heads = [task.name for task in model.config.tasks if task.has_head]
+        unmeasured = tuple(name for name in heads if name not in measured)
         facts: dict[str, Any] = {
-            "is_close": are_close(changes),
+            "is_close": not unmeasured and are_close(changes),
             "measured": measured,
             "rows": len(rows),
             "mean_cosine": cosine,
         }
         graph = add_graph(model, staging, backend, "int8", **facts)
-    return Quantized(graph, tuple(changes), len(rows), cosine)
+    return Quantized(graph, tuple(changes), len(rows), cosine, unmeasured)
 
 
 def outputs_of(predictor: MTLPredictor, texts: Sequence[Text]) -> dict[str, np.ndarray]:

@@ -41,12 +41,14 @@ def static_card(
         f"A vector of {config.hidden_size} numbers for each token, of which a sentence has the mean, and the heads of "
         "the tasks on it. It knows neither the order of words nor what they mean together; for that it is many times "
         "as fast as its teacher.\n",
-        f"On the split `{split}`, which neither was trained on:\n",
+        f"On the split `{split}`, {_SEEN if split == 'train' else _UNSEEN}:\n",
         "| task | metric | teacher | student | points lost |\n| --- | --- | --- | --- | --- |\n" + "\n".join(rows),
         _LOADING,
     ]
     return ModelCard("\n".join(body), ignore_metadata_errors=False)
 
+
+_UNSEEN, _SEEN = "which neither was trained on", "which the student was trained on, as there is no other"
 
 _LOADING = """
 ## Use

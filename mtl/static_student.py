@@ -21,16 +21,17 @@ from transformers import PreTrainedTokenizerFast
 import predictor_mtl
 from classification_mtl import CosineLinear
 from modeling_mtl import MTLModel
-from mtl.export import describe, write_manifest
+from mtl.export_folder import describe, write_manifest
 from mtl.extras import require
 from mtl.static_encoder import StaticEncoder, StaticEncoderConfig
+from predictor_mtl import MANIFEST
 
 HEADS = "heads.safetensors"
 """File of the heads of a static student."""
 WEIGHTS = "model.safetensors"
 MAX_TOKENS = 512
 """Tokens of a text that are read, as model2vec does."""
-_UNKNOWN = ("[UNK]", "<unk>")
+_PADDING = ("[PAD]", "<pad>")
 
 
 def write_static_encoder(teacher: MTLModel, folder: Path, *, dimensions: int | None = 256) -> StaticEncoder:
@@ -64,8 +65,7 @@ def write_static_encoder(teacher: MTLModel, folder: Path, *, dimensions: int | N
         device="cpu",
     )
     vectors = np.array(static.embedding, dtype=np.float32)  # (V, H)
-    vocabulary = static.tokenizer.get_vocab()
-    unknown = next((vocabulary[name] for name in _UNKNOWN if name in vocabulary), None)
+    unknown = _unknown_id(static.tokenizer)
     size, width = vectors.shape
     encoder = StaticEncoder(StaticEncoderConfig(vocab_size=size, hidden_size=width, unk_token_id=unknown))
     with torch.no_grad():
@@ -77,16 +77,25 @@ def write_static_encoder(teacher: MTLModel, folder: Path, *, dimensions: int | N
     return encoder
 
 
+def _unknown_id(tokenizer: Tokenizer) -> int | None:
+    """Returns the id that a tokenizer gives what it does not know, whatever its name; None if it knows everything."""
+    model = json.loads(tokenizer.to_str())["model"]
+    found: int | None = model.get("unk_id")  # Of a unigram model, which has no name for it.
+    name = model.get("unk_token")
+    return found if name is None else tokenizer.token_to_id(name)
+
+
 def _tokenizer(tokenizer: Tokenizer) -> PreTrainedTokenizerFast:
     """Returns a tokenizer that adds nothing: what it would add has no meaning of its own in a mean."""
     bare = json.loads(tokenizer.to_str()) | {"post_processor": None, "padding": None, "truncation": None}
     names = tokenizer.get_vocab()
-    special = {"pad_token": ("[PAD]", "<pad>"), "unk_token": _UNKNOWN}
-    found = {kind: next((name for name in some if name in names), None) for kind, some in special.items()}
-    # Padding is masked, so any token does.
-    found["pad_token"] = found["pad_token"] or next(iter(names))
+    unknown = _unknown_id(tokenizer)
     made = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(json.dumps(bare)), model_max_length=MAX_TOKENS, **found
+        tokenizer_object=Tokenizer.from_str(json.dumps(bare)),
+        model_max_length=MAX_TOKENS,
+        # Padding is masked, so any token does.
+        pad_token=next((name for name in _PADDING if name in names), None) or next(iter(names)),
+        unk_token=None if unknown is None else tokenizer.id_to_token(unknown),
     )
     made.model_input_names = ["input_ids", "attention_mask"]
     return made
@@ -101,12 +110,15 @@ def write_static(model: MTLModel, folder: Path, **facts: Any) -> None:
         **facts: What else the manifest says of it.
 
     Raises:
-        ValueError: If the encoder is not a static one.
+        ValueError: If the encoder is not a static one, or the pooling not the mean.
     """
     if not isinstance(model.backbone, StaticEncoder):
         raise ValueError(f"The encoder is a {type(model.backbone).__name__}. A static student has a StaticEncoder.")
+    if model.config.pooling != "mean":
+        raise ValueError(f"pooling is {model.config.pooling!r}, and a static student has the mean. Set it to 'mean'.")
     folder.mkdir(parents=True, exist_ok=True)
-    vectors = model.backbone.embeddings.weight.detach().numpy()  # (V, H)
+    (folder / MANIFEST).unlink(missing_ok=True)  # Until the last file is there no predictor takes old and new ones.
+    vectors = model.backbone.embeddings.weight.detach().cpu().float().numpy()  # (V, H)
     save_file({"embeddings": np.ascontiguousarray(vectors)}, folder / WEIGHTS)
     tasks = [task for task in model.config.tasks if task.has_head]
     heads = {
@@ -120,8 +132,8 @@ def write_static(model: MTLModel, folder: Path, **facts: Any) -> None:
         "architectures": ["StaticModel"],
         "hidden_dim": vectors.shape[1],
         "normalize": model.config.normalize,
-        "seq_length": MAX_TOKENS,
-        "max_length": MAX_TOKENS,
+        "seq_length": model.max_tokens(),
+        "max_length": model.max_tokens(),
     }
     (folder / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
     model.tokenizer.backend_tokenizer.save(str(folder / "tokenizer.json"))

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SaveBackbone
+import torch
+from conftest import MakeModel, SaveBackbone
 
 from modeling_mtl import MTLModel
+from mtl.content_keys import key_of_model
 from mtl.export import TOLERANCE, export
 from predictor_mtl import MANIFEST, MTLPredictor
 from tasks_mtl import MULTI_LABEL, ORDINAL, REGRESSION, TaskConfig
@@ -78,3 +80,19 @@ def test_graph_answers_as_the_model_does(backend: str, tmp_path: Path, backbone_
         MTLPredictor(folder, backend=backend, precision="int8")
     with pytest.raises(FileNotFoundError, match=f"no {MANIFEST}"):
         MTLPredictor(tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_half_precision_are_computed_with_in_float32(
+    dtype: torch.dtype, make_model: MakeModel, tmp_path: Path
+) -> None:
+    torch.nn.Module.to(made := make_model(), dtype)
+    made.save_pretrained(tmp_path / "model")
+    model = MTLModel.from_pretrained(tmp_path / "model")
+    assert export(model, tmp_path / "model", "onnx").difference <= TOLERANCE
+    assert model.dtype == dtype
+    manifest = json.loads((tmp_path / "model" / MANIFEST).read_text(encoding="utf-8"))
+    assert manifest["weights"] == key_of_model(MTLModel.from_pretrained(tmp_path / "model"))
+    found = MTLPredictor(tmp_path / "model").encode(SENTENCES)
+    np.testing.assert_allclose(found, model.float().encode(SENTENCES), rtol=0, atol=1e-5)

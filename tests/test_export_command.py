@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +132,24 @@ def test_points_lost_are_worked_out_by_hand(make_model: MakeModel, toy_rows: Toy
     assert '"auto"` does not take it' in changes_table(lost, "test")
 
 
+@pytest.mark.slow
+def test_int8_is_not_taken_where_a_task_was_not_measured(
+    folder: Path, toy_rows: ToyRows, write: WriteRows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": row["text"], "topic": row["topic"] or "film"} for row in toy_rows(40, 0)]
+    mtl.cli.main(["export", "onnx", str(folder), "--int8", str(write(rows))])
+    assert (
+        "Of ['sentiment', 'tags', 'valence'] there is no label: `precision=\"auto\"` does not"
+        in capsys.readouterr().out
+    )
+    assert set(graphs(folder)["onnx", "int8"]["measured"]) == {"topic"}
+    assert MTLPredictor(folder).graph["precision"] == "fp32"
+    gained = TaskChange("topic", "accuracy", 0.5, 0.6)
+    graph = Exported(Path("onnx/model_int8.onnx"), "onnx", "int8", 0.1, 1.0)
+    assert Quantized(graph, (gained,), 5, 0.99).is_close
+    assert not Quantized(graph, (gained,), 5, 0.99, unmeasured=("tags",)).is_close
+
+
 def test_cosines_are_of_rows_of_any_length() -> None:
     left = np.array([[3.0, 0.0], [0.0, 2.0], [0.0, 0.0]])
     right = np.array([[1.0, 1.0], [0.0, 5.0], [1.0, 0.0]])
@@ -143,13 +162,15 @@ def test_cosines_are_of_rows_of_any_length() -> None:
         (["onnx", "{folder}", "--num_train_epochs", "3"], "'--num_train_epochs' is unknown"),
         (["onnx", "{folder}", "--int8", "{folder}/absent.csv"], "absent.csv"),
         (["onnx", "{folder}/absent"], "There is no model"),
+        (["onnx", "{folder}", "{other}"], "holds another model, whose tokenizer would be overwritten"),
         (["openvino", "{folder}", "--int8", "{rows}", "--labels", '{{"mood": "topic"}}'], r"--labels has \['mood'\]"),
     ],
 )
 def test_what_is_wrong_is_told_before_any_graph(
     words: list[str], message: str, folder: Path, toy_rows: ToyRows, write: WriteRows, no_network: None
 ) -> None:
-    file = write(toy_rows(8, 0))
+    file, other = write(toy_rows(8, 0)), folder.parent / "other"
+    shutil.copytree(folder, other)
     with pytest.raises(SystemExit, match=message):
-        mtl.cli.main(["export", *(word.format(folder=folder, rows=file) for word in words)])
+        mtl.cli.main(["export", *(word.format(folder=folder, rows=file, other=other) for word in words)])
     assert not (folder / MANIFEST).exists()

@@ -7,21 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-import yaml
-from conftest import MakeModel, ToyRows, WriteRows
-from huggingface_hub import ModelCard
+from conftest import MakeModel
 from model2vec import StaticModel
 from torch.nn import functional as F
 
-import mtl.cli
 import predictor_mtl
 from modeling_mtl import MTLModel
+from mtl import static_student
 from mtl.static_encoder import StaticEncoder, StaticEncoderConfig
 from mtl.static_student import write_static, write_static_encoder
 from mtl.verification import verify
-from predictor_mtl import MANIFEST, MTLPredictor
+from predictor_mtl import MTLPredictor
 from tasks_mtl import MULTI_LABEL, ORDINAL, REGRESSION, TaskConfig
 
 TASKS = (
@@ -109,6 +108,72 @@ def assert_same(left: Any, right: Any) -> None:
         assert left == right
 
 
+@pytest.mark.parametrize("method", ["encode", "predict", "encode_and_predict", "stream"])
+@pytest.mark.parametrize(
+    "sentences",
+    ["one string", pd.DataFrame({"text": ["a"]}), np.array([["a", "b"]]), ["a", 3], {"a": "b"}],
+    ids=["string", "table", "matrix", "number", "mapping"],
+)
+def test_what_the_model_refuses_is_refused(sentences: Any, method: str, student: MTLModel, tmp_path: Path) -> None:
+    write_static(student, tmp_path / "out")
+    predictor = MTLPredictor(tmp_path / "out")
+    if isinstance(sentences, str) and method in ("encode", "predict"):
+        assert len(getattr(predictor, method)(sentences)) == len(getattr(student, method)(sentences))
+        return
+    told = []
+    for answers in (student, predictor):
+        with pytest.raises(TypeError) as caught:  # At once, of a stream too.
+            getattr(answers, method)(sentences)
+        told.append(str(caught.value).partition(";")[0])
+    assert told[0] == told[1]
+
+
+@pytest.mark.parametrize("threads", [0, -1, True, 1.5])
+def test_threads_are_a_count(threads: Any, student: MTLModel, tmp_path: Path) -> None:
+    write_static(student, tmp_path / "out")
+    with pytest.raises(ValueError, match="threads must be an int of at least 1, found"):
+        MTLPredictor(tmp_path / "out", threads=threads)
+
+
+@pytest.mark.parametrize("pooling", ["max", "cls"])
+def test_only_means_are_written(pooling: Any, student: MTLModel, tmp_path: Path) -> None:
+    student.config.pooling = pooling
+    with pytest.raises(ValueError, match=f"pooling is '{pooling}', and a static student has the mean"):
+        write_static(student, tmp_path / "out")
+
+
+def test_texts_are_cut_where_the_model_cuts_them(student: MTLModel, tmp_path: Path) -> None:
+    student.config.max_seq_length = 3
+    write_static(student, tmp_path / "out")
+    long = ["a b c d e", "a b c"]
+    expected = student.encode(long)
+    np.testing.assert_array_equal(expected[0], expected[1])
+    np.testing.assert_allclose(MTLPredictor(tmp_path / "out").encode(long), expected, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(StaticModel.from_pretrained(tmp_path / "out").encode(long), expected, rtol=0, atol=1e-6)
+
+
+def test_half_precision_is_written_as_float32(student: MTLModel, tmp_path: Path) -> None:
+    student.bfloat16()
+    write_static(student, tmp_path / "out")
+    found = MTLPredictor(tmp_path / "out").encode(SENTENCES)
+    np.testing.assert_allclose(found, student.float().encode(SENTENCES), rtol=0, atol=1e-6)
+
+
+def test_a_write_that_is_cut_off_leaves_no_student(
+    student: MTLModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_static(student, tmp_path / "out")
+
+    def fail(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(static_student, "_head_tensors", fail)
+    with pytest.raises(KeyboardInterrupt):
+        write_static(student, tmp_path / "out")
+    with pytest.raises(FileNotFoundError, match="There is no export"):
+        MTLPredictor(tmp_path / "out")
+
+
 def test_long_texts_are_read_in_pieces(student: MTLModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_static(student, tmp_path / "out")
     texts = ["match team goal", "price order", "actor"] * 7
@@ -145,36 +210,3 @@ def test_verify_knows_a_static_student(student: MTLModel, tmp_path: Path) -> Non
 def test_other_encoders_are_refused(make_model: MakeModel, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="The encoder is a BertModel"):
         write_static(make_model(), tmp_path / "out")
-
-
-def test_command_writes_a_student_and_what_it_loses(
-    make_model: MakeModel, toy_rows: ToyRows, write: WriteRows, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    model = make_model()
-    model.save_pretrained(tmp_path / "teacher")
-    names = [task.name for task in model.config.tasks]
-    settings = {
-        "tasks": [{"name": task.name, "problem_type": task.problem_type} for task in model.config.tasks],
-        "sources": [{"path": str(write(toy_rows(80, 0))), "labels": {name: name for name in names}}],
-    }
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
-    words = ["--dimensions", "8", "--hidden_size", "4", "--num_train_epochs", "1", "--disable_tqdm", "true"]
-    place = ["distill-static", str(tmp_path / "teacher"), str(tmp_path / "out"), str(tmp_path / "settings.yaml")]
-    mtl.cli.main([*place, *words])
-    shown = capsys.readouterr().out
-    (graph,) = json.loads((tmp_path / "out" / MANIFEST).read_text())["graphs"]
-    assert graph["rows"] == 8
-    card = ModelCard.load(tmp_path / "out" / "README.md")
-    for name in names:
-        figures = dict(graph["measured"][name])
-        teacher, (student,) = figures.pop("teacher"), figures.values()
-        assert f"{teacher:.4f}" in shown and f"{student:.4f}" in shown
-        assert f"| {teacher:.4f} | {student:.4f} |" in card.text
-    predictions = MTLPredictor(tmp_path / "out").predict(["match team goal"])
-    assert set(predictions[0]) == set(names)
-    with pytest.raises(SystemExit, match="--teacher is set by the command itself"):
-        mtl.cli.main([*place, "--teacher", "other"])
-    settings["tasks"][0]["name"] = "mood"
-    (tmp_path / "settings.yaml").write_text(yaml.safe_dump(settings))
-    with pytest.raises(SystemExit, match="The settings have a task 'mood'"):
-        mtl.cli.main(place)

@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard
 
 import train_report
 import train_trainer
+from predictor_mtl import MANIFEST
 
 TASKS = ("topic", "valence")
 
@@ -72,7 +73,12 @@ def test_run_leaves_evidence_page_and_pictures(settings: dict[str, Any], tmp_pat
 def test_next_run_removes_what_would_speak_of_another_model(settings: dict[str, Any], tmp_path: Path) -> None:
     run(settings)
     assert (tmp_path / "out" / "_report" / "evidence.json").is_file()
+    graph = tmp_path / "out" / "onnx" / "model.onnx"
+    graph.parent.mkdir()
+    graph.touch()
+    (tmp_path / "out" / MANIFEST).write_text('{"weights": "those of before"}')
     report = run(settings, report=False)
+    assert not graph.exists() and not (tmp_path / "out" / MANIFEST).exists()
     assert not (tmp_path / "out" / "_report").exists()
     assert not (tmp_path / "out" / "figures").exists()
     assert "embedding" not in report

@@ -57,6 +57,8 @@ def run(options: argparse.Namespace) -> list[Measured]:
     for name in ("sentences", "rounds", "threads"):
         if getattr(options, name) is not None and getattr(options, name) < 1:
             raise ValueError(f"--{name} must be at least 1, found {getattr(options, name)}.")
+    if options.json is not None and not options.json.resolve().parent.is_dir():
+        raise FileNotFoundError(f"--json {options.json}: there is no such folder. Make it first.")
     texts = made_up_texts(options.sentences)
     if options.file is not None:
         texts = read_texts(options.file, options.text, options.sentences)
@@ -104,7 +106,7 @@ def bench_table(measured: Sequence[Measured]) -> str:
             f"{one.milliseconds:.1f}",
             "-" if one.same_labels is None else f"{one.same_labels:.1%}",
             f"{one.mean_cosine:.4f}",
-            "" if one.is_close else "loses accuracy",
+            "" if one.is_close else "may lose accuracy",
         ]
         for one in measured
     ]

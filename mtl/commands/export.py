@@ -23,7 +23,8 @@ from modeling_mtl import MTLModel
 from mtl.commands.evaluate_data import DATA_HELP, add_source_options, chosen_split, load_data, measured_tasks
 from mtl.console import aligned
 from mtl.data import row_texts
-from mtl.export import ONNX, OPENVINO, PARITY_TEXTS, Exported, export
+from mtl.export import PARITY_TEXTS, Exported, export
+from mtl.export_folder import ONNX, OPENVINO
 from mtl.quantization import CALIBRATION_ROWS, CLOSE_POINTS, Quantized, quantize
 from mtl.saved_models import load_model
 from train_trainer import or_exit
@@ -77,6 +78,11 @@ def write(options: argparse.Namespace, rest: Sequence[str] = ()) -> tuple[Export
     folder = Path(options.model if options.folder is None else options.folder)
     if not folder.is_dir() and options.folder is None:
         raise ValueError(f"{options.model!r} is on the Hub. Say where the graph goes: {PROGRAM} ... <folder>.")
+    if options.folder is not None and not _is_same(folder, options.model) and (folder / "config.json").is_file():
+        raise FileExistsError(
+            f"{folder} holds another model, whose tokenizer would be overwritten. Give another folder, or none: "
+            "then it is that of the model."
+        )
     data = None if options.data is None else read_data(options, rest, model)  # What is wrong is told before the work.
     graph = export(model, folder, options.backend)
     print(_line(folder, graph))
@@ -111,6 +117,10 @@ def read_data(options: argparse.Namespace, rest: Sequence[str], model: MTLModel)
     return Int8Data(row_texts(calibration[:]), measured, split, tuple(measured_tasks(known, measured, split)))
 
 
+def _is_same(folder: Path, model: str) -> bool:
+    return folder.resolve() == Path(model).resolve()
+
+
 def changes_table(quantized: Quantized, split: str) -> str:
     """Returns every task before and after, and what follows, for a console."""
     rows = [
@@ -118,11 +128,13 @@ def changes_table(quantized: Quantized, split: str) -> str:
         for change in quantized.changes
     ]
     table = aligned(["task", "metric", "fp32", "int8", "points lost"], rows)
-    verdict = (
-        f'No task loses more than {CLOSE_POINTS} points: `precision="auto"` takes it.'
-        if quantized.is_close
-        else f'A task loses more than {CLOSE_POINTS} points: `precision="auto"` does not take it, "int8" does.'
-    )
+    if quantized.is_close:
+        verdict = f'No task loses more than {CLOSE_POINTS} points: `precision="auto"` takes it.'
+    else:
+        found = f"A task loses more than {CLOSE_POINTS} points"
+        if quantized.unmeasured:
+            found = f"Of {list(quantized.unmeasured)} there is no label"
+        verdict = f'{found}: `precision="auto"` does not take it, "int8" does.'
     measured = f"{quantized.rows:,} rows of {split!r}; mean cosine of the embeddings {quantized.mean_cosine:.4f}."
     return f"{table}\n{measured}\n{verdict}"
 
