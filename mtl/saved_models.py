@@ -49,7 +49,9 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
         raise ValueError(
             f"{name!r} is a {kind!r} model. Give a multi-task model, as `train_trainer.py` saves it.{static}"
         )
-    config: MTLConfig = MTLConfig.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+    config: MTLConfig = MTLConfig.from_pretrained(
+        name, revision=revision or "main", trust_remote_code=trust_remote_code
+    )
     return config
 
 
