@@ -325,6 +325,8 @@ MTLModel.register_for_auto_class("AutoModel")
 def pool(last_hidden_state: Tensor, attention_mask: Tensor, pooling: str) -> Tensor:
     """Reduces token states, (B, T, H), to one float32 vector a sentence, (B, H), leaving out padding.
 
+    Of no tokens at all mean and max are 0.
+
     Args:
         last_hidden_state: Token states. Shape (B, T, H).
         attention_mask: 1 for tokens, 0 for padding, on either side. Shape (B, T).
@@ -336,7 +338,8 @@ def pool(last_hidden_state: Tensor, attention_mask: Tensor, pooling: str) -> Ten
         return states[torch.arange(states.shape[0], device=states.device), first]  # (B, H)
     mask = attention_mask.unsqueeze(-1)  # (B, T, 1)
     if pooling == "max":
-        return states.masked_fill(mask == 0, torch.finfo(states.dtype).min).amax(dim=1)  # (B, H)
+        largest = states.masked_fill(mask == 0, torch.finfo(states.dtype).min).amax(dim=1)  # (B, H)
+        return largest.masked_fill(mask.amax(dim=1) == 0, 0.0)  # (B, H)
     return (states * mask).sum(dim=1) / mask.sum(dim=1).clamp(min=1)  # (B, H)
 
 
