@@ -112,7 +112,7 @@ class SharingMixin(PreTrainedModel):
             for weights in staging.glob("*.safetensors"):  # safetensors lets only their owner read them.
                 shutil.copymode(staging / "config.json", weights)
             if self.tokenizer is not None:
-                self.tokenizer.save_pretrained(staging)
+                save_tokenizer(self.tokenizer, staging)
             if not (target / "README.md").exists():
                 self._default_card().save(staging / "README.md")
         if push_to_hub:
@@ -238,6 +238,20 @@ def _with_backbone_code(config: Any, name_or_path: Any, hub: dict[str, Any], tru
         text_config.to_dict(), attn_implementation=text_config._attn_implementation
     )
     return config
+
+
+def save_tokenizer(tokenizer: Any, folder: str | os.PathLike[str]) -> None:
+    """Saves a tokenizer as it is now: its own method leaves out on which sides it pads and cuts if that was set late.
+
+    Args:
+        tokenizer: The tokenizer.
+        folder: Where it goes.
+    """
+    for side in ("padding_side", "truncation_side"):
+        known = tokenizer.init_kwargs.get(side, getattr(type(tokenizer), side))
+        if getattr(tokenizer, side) != known:
+            tokenizer.init_kwargs[side] = getattr(tokenizer, side)
+    tokenizer.save_pretrained(folder)
 
 
 def _has_tokenizer(name_or_path: str | os.PathLike[str], hub: dict[str, Any]) -> bool:

@@ -13,12 +13,11 @@ import pyarrow as pa
 from batching_mtl import Text
 from configuration_mtl import TaskConfig
 from mtl.bulk_columns import OutputColumn, check_names, output_table, prediction_columns
-from mtl.bulk_inputs import InputColumns, check_inputs, read_blocks
-from mtl.bulk_store import PartStore
+from mtl.bulk_inputs import InputColumns, check_contents, check_inputs, read_blocks
+from mtl.bulk_store import PartStore, only_writer
 
 PART_ROWS = 16_384
 """Rows of a part: what a kill loses at most, and what is held at once."""
-_ENDS_BYTES = 1 << 16
 
 Answer = tuple[npt.NDArray[np.float32] | None, list[dict[str, Any]] | None]
 """Embeddings, (M, H), and predictions of M texts; None for what is not wanted."""
@@ -159,21 +158,22 @@ def run_bulk(model: BulkModel, job: BulkJob, *, progress: Callable[[int], Any] =
         progress: Called with a count of rows as they are done.
 
     Raises:
-        FileExistsError: If the output is there of something else.
+        FileExistsError: If the output is there of something else, or another process is writing it.
         FileNotFoundError: If an input is not there.
         ValueError: If an input cannot be read, or the job does not fit the model or the files.
     """
-    answerer, store, result = begin_bulk(model, job)
-    if store is None:
-        return result
-    progress(result.rows_before)
-    for number, block in pending_blocks(job, store):
-        table, without_text = answerer(block, number * job.part_rows)
-        store.write(number, table)
-        result.rows += block.num_rows
-        result.without_text += without_text
-        progress(block.num_rows)
-    return finish_bulk(store, result)
+    with only_writer(job.output):
+        answerer, store, result = begin_bulk(model, job)
+        if store is None:
+            return result
+        progress(result.rows_before)
+        for number, block in pending_blocks(job, store):
+            table, without_text = answerer(block, number * job.part_rows)
+            store.write(number, table)
+            result.rows += block.num_rows
+            result.without_text += without_text
+            progress(block.num_rows)
+        return finish_bulk(store, result)
 
 
 def begin_bulk(model: BulkModel, job: BulkJob) -> tuple[Answerer, PartStore | None, BulkResult]:
@@ -182,8 +182,11 @@ def begin_bulk(model: BulkModel, job: BulkJob) -> tuple[Answerer, PartStore | No
     answerer = Answerer.of(model, job)
     store = PartStore(job.output, _run_of(model, job), is_folder=job.parts)
     result = BulkResult(job.output)
+    _check_apart(job, store)
     if store.begin(overwrite=job.overwrite):
         return answerer, None, result
+    if not store.done():  # Otherwise an earlier call has read these very files.
+        check_contents(job.inputs, job.columns)
     result.rows_before = store.count_rows()
     return answerer, store, result
 
@@ -206,6 +209,14 @@ def finish_bulk(store: PartStore, result: BulkResult) -> BulkResult:
     return result
 
 
+def _check_apart(job: BulkJob, store: PartStore) -> None:
+    """Refuses to write over what is read."""
+    written = {job.output.resolve(), store.folder.resolve()}
+    for path in job.inputs:
+        if written & {path.resolve(), path.resolve().parent}:
+            raise ValueError(f"The input {path} is where the output goes, {job.output}. Give another --output.")
+
+
 def _wanted(tasks: Sequence[TaskConfig], job: BulkJob) -> list[TaskConfig]:
     names = [task.name for task in tasks]
     if unknown := [name for name in job.tasks or () if name not in names]:
@@ -225,7 +236,7 @@ def _texts(block: pa.Table, columns: InputColumns) -> tuple[list[Text], list[boo
 def _run_of(model: BulkModel, job: BulkJob) -> dict[str, Any]:
     """Returns all that the output depends on, under names that a message can show."""
     return {
-        "input": [[path.name, path.stat().st_size, _ends(path)] for path in job.inputs],
+        "input": [[path.name, _content(path)] for path in job.inputs],
         "model": model.fingerprint,
         "columns": {"texts": job.columns.texts, "kept": list(job.columns.kept)},
         "tasks": None if job.tasks is None else list(job.tasks),
@@ -237,9 +248,7 @@ def _run_of(model: BulkModel, job: BulkJob) -> dict[str, Any]:
     }
 
 
-def _ends(path: Path) -> str:
-    """Returns a key of the first and the last bytes of a file; all of a large one would take too long to read."""
+def _content(path: Path) -> str:
+    """Returns a key of all bytes of a file: a row that was mended in its middle leaves size and ends as they were."""
     with path.open("rb") as file:
-        head = file.read(_ENDS_BYTES)
-        file.seek(max(0, path.stat().st_size - _ENDS_BYTES))
-        return hashlib.blake2b(head + file.read(), digest_size=16).hexdigest()
+        return hashlib.file_digest(file, hashlib.blake2b).hexdigest()

@@ -4,9 +4,10 @@ A cell is kept as the file has it, as in `mtl.files`: in CSV every cell is a str
 between two commas is a missing one.
 """
 
+import contextlib
 import csv
 import io
-import json
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +18,10 @@ import pyarrow as pa
 import pyarrow.csv
 import pyarrow.parquet
 
+from mtl.bulk_json import BATCH_ROWS, json_records, json_tables
+
 _COMPRESSIONS = (".gz", ".bz2", ".zst")
 _CSV_BLOCK_BYTES = 1 << 22  # A row must fit into one block.
-_BATCH_ROWS = 4096
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ def check_inputs(paths: Sequence[Path], columns: InputColumns) -> None:
 
     Raises:
         FileNotFoundError: If a file is not there.
-        ValueError: If a file has another ending than those that are read, or lacks a column.
+        ValueError: If a file has another ending than those that are read, is damaged, or lacks a column.
     """
     for path in paths:
         if not path.is_file():
@@ -62,11 +64,35 @@ def check_inputs(paths: Sequence[Path], columns: InputColumns) -> None:
             raise ValueError(
                 f"{path}: its ending is none of {endings}, also with {', '.join(_COMPRESSIONS)} after it."
             )
-        found = _column_names(path)
+        with _naming(path):
+            found = _column_names(path)
+        if not found and suffix_of(path) in _JSON:  # A shard without a row has no columns either.
+            continue
         if missing := [name for name in columns.all if name not in found]:
             raise ValueError(f"{path}: there is no column {missing[0]!r}, found {found}. Name one of them.")
         if doubled := [name for name in columns.all if found.count(name) > 1]:
             raise ValueError(f"{path}: column {doubled[0]!r} stands twice in {found}. Rename one.")
+
+
+def check_contents(paths: Sequence[Path], columns: InputColumns) -> None:
+    """Reads all files but those of Parquet once, so that a bad row at their end is told before hours of work.
+
+    A file that is mended is another input, so all that was answered until such a row would be lost. Reading takes
+    about a hundredth of the time that a small encoder takes to answer. Of Parquet only the types are looked at.
+
+    Raises:
+        ValueError: If a file cannot be read as what its ending says, or a kept column has another type than before.
+    """
+    known = pa.schema([])
+    for path in paths:
+        for schema in _schemas(path, columns):
+            try:
+                known = pa.unify_schemas([known, schema])
+            except pa.ArrowException as error:
+                raise ValueError(
+                    f"{path}: a column that is kept has another type than in the files before ({error}). Give it one "
+                    "type, or leave it out of --keep."
+                ) from error
 
 
 def read_blocks(paths: Sequence[Path], columns: InputColumns, rows: int, skip: int = 0) -> Iterator[pa.Table]:
@@ -121,10 +147,31 @@ def _after(skip: int, paths: Sequence[Path], columns: InputColumns) -> Iterator[
                 yield table.slice(passed)
 
 
+def _schemas(path: Path, columns: InputColumns) -> Iterator[pa.Schema]:
+    """Yields the types of kept columns as they are met; those of texts are strings by then."""
+    kept = [name for name in dict.fromkeys(columns.kept) if name not in columns.texts]
+    if suffix_of(path) == ".parquet":
+        with _naming(path):
+            schema = pyarrow.parquet.read_schema(path)
+        yield pa.schema([schema.field(name) for name in kept])
+        return
+    for table in _read(path, columns):
+        yield pa.schema([table.schema.field(name) for name in kept])
+
+
 def _read(path: Path, columns: InputColumns) -> Iterator[pa.Table]:
-    try:
+    with _naming(path):
         yield from READERS[suffix_of(path)](path, columns)
-    except (pa.ArrowException, UnicodeDecodeError, csv.Error) as error:
+
+
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Puts the name of a file before what is wrong in it."""
+    try:
+        yield
+    except (pa.ArrowException, UnicodeError, csv.Error, OSError) as error:
+        if isinstance(error, OSError) and error.filename is not None:  # It cannot be opened, and says so itself.
+            raise
         raise ValueError(f"{path}: {error}. Mend the file, or take that row out of it.") from error
 
 
@@ -146,9 +193,9 @@ def _column_names(path: Path) -> list[str]:
         return ["text"]
     if suffix in (".csv", ".tsv"):
         return _csv_header(path, _DELIMITERS[suffix])
-    for record in _json_records(path):  # The first one: a key that it lacks may come later.
-        return list(record)
-    return []
+    # Not of the first one alone: what is missing may be left out.
+    records = itertools.islice(json_records(path, _lines(path)), BATCH_ROWS)
+    return list(dict.fromkeys(key for record in records for key in record))
 
 
 def _open(path: Path) -> Any:
@@ -183,53 +230,13 @@ def _read_csv(path: Path, columns: InputColumns, delimiter: str) -> Iterator[pa.
             yield pa.Table.from_batches([batch])
 
 
-def _json_records(path: Path) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(_lines(path), start=1):
-        if not line.strip():
-            continue
-        try:
-            record = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: this is not JSON ({error}). Mend or remove the line.") from error
-        if not isinstance(record, dict):
-            raise ValueError(f"{path}, line {number}: {line.strip()[:80]!r} is no object with the columns as keys.")
-        yield record
-
-
 def _read_json(path: Path, columns: InputColumns) -> Iterator[pa.Table]:
-    types: dict[str, pa.DataType] = dict.fromkeys(columns.texts, pa.string())
-    batch: list[dict[str, Any]] = []
-    first = 0
-    for record in _json_records(path):
-        batch.append(record)
-        if len(batch) == _BATCH_ROWS:
-            yield _json_table(path, columns, batch, first, types)
-            first, batch = first + len(batch), []
-    if batch:
-        yield _json_table(path, columns, batch, first, types)
-
-
-def _json_table(
-    path: Path, columns: InputColumns, records: list[dict[str, Any]], first: int, types: dict[str, pa.DataType]
-) -> pa.Table:
-    """Makes a table of some records; a kept column has in the whole file the type that it begins with."""
-    arrays = {}
-    for name in columns.all:
-        try:
-            arrays[name] = pa.array([record.get(name) for record in records], types.get(name))
-        except (pa.ArrowException, OverflowError) as error:
-            rows = f"rows {first} to {first + len(records) - 1}"
-            raise ValueError(
-                f"{path}, {rows}: column {name!r} has values of more than one type ({error}). Give all one type."
-            ) from error
-        if not pa.types.is_null(arrays[name].type):
-            types.setdefault(name, arrays[name].type)
-    return pa.table(arrays)
+    return json_tables(path, json_records(path, _lines(path)), columns.all, columns.texts)
 
 
 def _read_parquet(path: Path, columns: InputColumns) -> Iterator[pa.Table]:
     with pyarrow.parquet.ParquetFile(path, memory_map=True, pre_buffer=False) as file:
-        for batch in file.iter_batches(batch_size=_BATCH_ROWS, columns=columns.all):
+        for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=columns.all):
             table = pa.Table.from_batches([batch]).select(columns.all)
             for place, name in enumerate(columns.all):
                 if name in columns.texts:  # Strings may be stored as categories, or as large ones.
@@ -241,13 +248,14 @@ def _read_lines(path: Path, columns: InputColumns) -> Iterator[pa.Table]:
     batch: list[str] = []
     for line in _lines(path):
         batch.append(line.removesuffix("\n").removesuffix("\r"))
-        if len(batch) == _BATCH_ROWS:
+        if len(batch) == BATCH_ROWS:
             yield pa.table({"text": pa.array(batch, pa.string())})
             batch = []
     if batch:
         yield pa.table({"text": pa.array(batch, pa.string())})
 
 
+_JSON = (".jsonl", ".ndjson")
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 READERS: dict[str, Callable[[Path, InputColumns], Iterator[pa.Table]]] = {
     ".csv": partial(_read_csv, delimiter=","),

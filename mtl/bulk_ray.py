@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from mtl.bulk import Answerer, BulkJob, BulkModel, BulkResult, begin_bulk, finish_bulk, pending_blocks
 from mtl.bulk_models import BulkOptions, TorchBulkModel
-from mtl.bulk_store import PartStore
+from mtl.bulk_store import PartStore, only_writer
 from mtl.extras import require
 
 _OBJECT_STORE_BYTES = 256 << 20
@@ -44,21 +44,22 @@ def run_bulk_on_ray(
     if workers < 1:
         raise ValueError(f"workers must be at least 1, found {workers}.")
     ray = require("ray", extra="ray", what="--engine ray")
-    _, store, result = begin_bulk(model, job)
-    if store is None:
-        return result
-    # Ray reports its use to its makers unless told not to.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    started_here = not ray.is_initialized()
-    if started_here:
-        _start(ray)
-    progress(result.rows_before)
-    try:
-        _answer_all(ray, job, options, store, result, workers, progress)
-    finally:
+    with only_writer(job.output):
+        _, store, result = begin_bulk(model, job)
+        if store is None:
+            return result
+        # Ray reports its use to its makers unless told not to.
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        started_here = not ray.is_initialized()
         if started_here:
-            ray.shutdown()
-    return finish_bulk(store, result)
+            _start(ray)
+        progress(result.rows_before)
+        try:
+            _answer_all(ray, job, options, store, result, workers, progress)
+        finally:
+            if started_here:
+                ray.shutdown()
+        return finish_bulk(store, result)
 
 
 def _start(ray: Any) -> None:

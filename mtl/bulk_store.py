@@ -5,18 +5,45 @@ part that bears its name is complete; what a killed process was writing is writt
 of which input, model and settings they are.
 """
 
+import contextlib
 import json
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet
+from filelock import FileLock, Timeout
 
 MANIFEST = "_run.json"
 _METADATA = b"mtl"
+
+
+@contextlib.contextmanager
+def only_writer(target: Path) -> Iterator[None]:
+    """Lets one process at a time write an output: two would take each other's parts for their own, and remove them.
+
+    The lock goes with the process that holds it, however that ends.
+
+    Raises:
+        FileExistsError: If another process is writing it.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = target.with_name(target.name + ".lock")
+    lock = FileLock(file, blocking=False)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise FileExistsError(
+            f"Another process is writing {target}. Wait for it, or give another --output."
+        ) from error
+    try:
+        yield
+    finally:
+        file.unlink(missing_ok=True)  # While it is held: who waits for a file that is gone takes a new one.
+        lock.release()
 
 
 class PartStore:
@@ -43,6 +70,7 @@ class PartStore:
         Raises:
             FileExistsError: If there are such, and they are not to be overwritten; the message says what differs.
         """
+        self._check_kind()
         if not self._is_folder and self.target.exists():
             written = self._run_of_target()
             if written == self._run:
@@ -97,6 +125,14 @@ class PartStore:
         _put_in_place(draft, self.target)
         shutil.rmtree(self.folder)
         return self.target
+
+    def _check_kind(self) -> None:
+        if self._is_folder and self.target.is_file():
+            raise FileExistsError(f"The output {self.target} is a file, and parts go into a folder. Give another.")
+        if not self._is_folder and self.target.is_dir():
+            raise FileExistsError(
+                f"The output {self.target} is a folder. Give the name of a file, or --parts to write parts into it."
+            )
 
     def _check_may_go(self, path: Path, run: Mapping[str, Any] | None, overwrite: bool) -> None:
         if not overwrite:

@@ -29,6 +29,7 @@ from mtl.published_card import TASKS, published_card
 from mtl.published_files import CARD, MANIFEST, read_manifest, sha256, tree_files, write_manifest
 from mtl.sequence_folder import save_sequence_classification
 from predictor_mtl import MANIFEST as EXPORT
+from sharing_mtl import save_tokenizer
 
 BACKBONE, HEADS, INDEX = "backbone", "heads.safetensors", "model.safetensors.index.json"
 CARRIED = ("figures", "onnx", "openvino", EXPORT, "predictor_mtl.py", "LICENSE")
@@ -153,7 +154,7 @@ def _write_model(model: MTLModel, folder: Path) -> None:
     else:
         (folder / "model.safetensors").unlink(missing_ok=True)
     model.backbone.save_pretrained(folder / BACKBONE)
-    model.tokenizer.save_pretrained(folder / BACKBONE)
+    save_tokenizer(model.tokenizer, folder / BACKBONE)
     _hide_origin(folder / BACKBONE / "config.json")
     for weights in folder.rglob("*.safetensors"):  # safetensors lets only their owner read them.
         shutil.copymode(folder / "config.json", weights)

@@ -22,6 +22,7 @@ from mtl.sequence_classification import (
     largest_difference,
     to_sequence_classification,
 )
+from sharing_mtl import save_tokenizer
 
 
 def save_sequence_classification(
@@ -42,7 +43,7 @@ def save_sequence_classification(
         sentences: What the logits of both are compared on.
 
     Raises:
-        FileExistsError: If a multi-task model is in the folder.
+        FileExistsError: If another model than a classifier is in the folder.
         KeyError: If there is no such task.
         ValueError: See `to_sequence_classification`.
     """
@@ -60,15 +61,24 @@ def save_sequence_classification(
     classifier.save_pretrained(folder)
     for weights in folder.glob("*.safetensors"):  # safetensors lets only their owner read them.
         shutil.copymode(folder / "config.json", weights)
-    classifier_tokenizer(model).save_pretrained(folder)
+    save_tokenizer(classifier_tokenizer(model), folder)
     classifier_card(saved, found, origin or Origin()).save(folder / "README.md")
     return saved
 
 
 def _refuse_other_model(folder: Path) -> None:
+    """Lets a classifier be replaced, as an earlier export is one, and nothing else."""
     config = folder / "config.json"
-    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") == MTLConfig.model_type:
-        raise FileExistsError(f"{folder} holds a multi-task model, which would be overwritten. Give another folder.")
+    if not config.is_file():
+        return
+    try:
+        fields = json.loads(config.read_text(encoding="utf-8"))
+        is_ours, classes = fields.get("model_type") == MTLConfig.model_type, fields.get("architectures") or [""]
+    except (ValueError, AttributeError):  # It is no configuration that can be read.
+        is_ours, classes = False, [""]
+    if is_ours or not str(classes[0]).endswith("ForSequenceClassification"):
+        what = "a multi-task model" if is_ours else f"another model ({config})"
+        raise FileExistsError(f"{folder} holds {what}, which would be overwritten. Give another folder.")
 
 
 def _differences(

@@ -13,13 +13,15 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from mtl.published_files import MANIFEST, changed_files, tree_files
+from mtl.published_files import MANIFEST, changed_files, read_manifest, tree_files
 
 EXPECTED_PACKAGES = frozenset(
     {"torch", "transformers", "huggingface_hub", "safetensors", "numpy", "tokenizers", "onnxruntime", "openvino"}
 )
 """What code of a folder may import beyond the standard library; the two runtimes when they are asked for."""
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".dill", ".t7")
+_RUNNABLE = (".py", ".pyc", ".pyd", ".so", ".dll", ".dylib")
+"""What code can import."""
 _PROTOCOL = b"\x80"  # How a pickle begins, since protocol 2, and now and then the length of another file's header.
 _ENOUGH_OPERATIONS = 5
 _LOOKED_AT = 1 << 16  # bytes
@@ -63,7 +65,8 @@ class Inventory:
     Args:
         files: Its files.
         code: Its Python files.
-        problems: What must not be, a sentence each: pickles, files that are damaged, missing, or changed.
+        problems: What must not be, a sentence each: pickles, files that are damaged, missing, or changed, code that
+            was added, links to folders.
     """
 
     files: tuple[FolderFile, ...]
@@ -93,7 +96,8 @@ def take_inventory(folder: Path) -> Inventory:
         except (SafetensorError, SyntaxError, ValueError) as error:
             problems.append(f"{file.path} is damaged: {error}.")
     problems += _wrong_indexes(there)
-    problems += _changes(folder)
+    problems += _changes(folder, there)
+    problems += _odd_links(folder)
     return Inventory(files, tuple(code), tuple(problems))
 
 
@@ -125,7 +129,7 @@ def _is_pickle(path: Path) -> bool:
             if any(name.endswith(".pkl") for name in archive.namelist()):
                 return True
     is_graph = path.suffix == ".bin" and path.with_suffix(".xml").is_file()
-    return path.suffix in _PICKLE_SUFFIXES and not is_graph
+    return path.suffix.lower() in _PICKLE_SUFFIXES and not is_graph
 
 
 def _starts_a_pickle(data: bytes) -> bool:
@@ -184,15 +188,27 @@ def _missing_tensors(path: Path, wanted: Collection[str]) -> list[str]:
     return [name for name in wanted if name not in held]
 
 
-def _changes(folder: Path) -> list[str]:
+def _changes(folder: Path, there: Collection[str]) -> list[str]:
     if not (folder / MANIFEST).is_file():
         return []
     try:
         missing, changed = changed_files(folder)
+        recorded = read_manifest(folder) or {}
     except ValueError as error:
         return [str(error)]
     told = [f"{name} is missing, which `mtl publish` wrote." for name in missing]
-    return told + [f"{name} is not as `mtl publish` wrote it." for name in changed]
+    told += [f"{name} is not as `mtl publish` wrote it." for name in changed]
+    # Loaders tell of weights that do not belong there, but code beside the others is run by nobody, until it is.
+    added = [name for name in there if name.lower().endswith(_RUNNABLE) and name not in recorded]
+    return told + [f"{name} is code that `mtl publish` did not write." for name in added]
+
+
+def _odd_links(folder: Path) -> Iterator[str]:
+    """Yields what the list of files cannot show; a link to a file, as in the cache of the Hub, is that file."""
+    for path in sorted(folder.rglob("*")):
+        if path.is_symlink() and not path.is_file():
+            what = "to a folder, which is not looked into" if path.is_dir() else "to nothing"
+            yield f"{path.relative_to(folder).as_posix()} is a link {what}."
 
 
 def inventory_dict(inventory: Inventory) -> dict[str, Any]:

@@ -332,6 +332,13 @@ def test_command_writes_the_folder(rough: Rough, tmp_path: Path, capsys: pytest.
         mtl.cli.main([*argv, "sport", str(tmp_path / "sport")])
     with pytest.raises(SystemExit, match="holds a multi-task model, which would be overwritten"):
         mtl.cli.main([*argv, "topic", str(tmp_path / "model")])
+    encoder = tmp_path / "encoder"
+    model.backbone.save_pretrained(encoder)
+    weights = (encoder / "model.safetensors").read_bytes()
+    with pytest.raises(SystemExit, match=r"holds another model \(.*config\.json\), which would be overwritten"):
+        mtl.cli.main([*argv, "topic", str(encoder)])
+    assert (encoder / "model.safetensors").read_bytes() == weights
+    mtl.cli.main([*argv, "tags", str(tmp_path / "topic")])  # A classifier may give way to another.
 
 
 def test_tiny_tokenizer_of_the_model_is_not_changed(
@@ -344,3 +351,6 @@ def test_tiny_tokenizer_of_the_model_is_not_changed(
     # The stock class reads the first place, where padding must not stand.
     assert (saved.padding_side, saved.model_max_length) == ("right", 20)
     assert (model.tokenizer.padding_side, model.tokenizer.model_max_length) == ("left", 64)
+    model.tokenizer.truncation_side = "left"
+    save_sequence_classification(model, "topic", tmp_path / "topic")
+    assert AutoTokenizer.from_pretrained(tmp_path / "topic").truncation_side == "left"

@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import MakeModel
@@ -238,3 +239,16 @@ def test_folder_of_the_encoder_is_not_published(
     model.save_pretrained(saved)
     assert origin() == "owner/encoder"
     assert_loads_as(saved, model)
+
+
+def test_sides_that_were_set_late_are_saved(model: MTLModel, tmp_path: Path) -> None:
+    model.tokenizer.truncation_side = model.tokenizer.padding_side = "left"
+    long = "match " * 100 + "a plain usual average scene"
+    expected = model.encode([long, "price"])
+    model.save_pretrained(tmp_path / "saved")
+    loaded = MTLModel.from_pretrained(tmp_path / "saved")
+    assert (loaded.tokenizer.truncation_side, loaded.tokenizer.padding_side) == ("left", "left")
+    np.testing.assert_array_equal(loaded.encode([long, "price"]), expected)
+    model.tokenizer.truncation_side = "right"
+    model.save_pretrained(tmp_path / "again")
+    assert MTLModel.from_pretrained(tmp_path / "again").tokenizer.truncation_side == "right"

@@ -50,7 +50,27 @@ def test_imports_of_code_are_told(folder: Path) -> None:
     assert extra.unexpected == ("einops", "requests")
 
 
-@pytest.mark.parametrize("name", ["training_args.bin", "notes.txt", "old.safetensors"])
+@pytest.mark.parametrize("name", ["helper.py", "backbone/helper.py", "native.so", "modeling_mtl.PYC"])
+def test_code_that_was_added_is_told(name: str, folder: Path) -> None:
+    (folder / name).write_bytes(b"")
+    assert problems(folder) == [f"{name} is code that `mtl publish` did not write."]
+
+
+def test_links_that_hide_files_are_told(folder: Path, tmp_path: Path) -> None:
+    (folder / "heads.safetensors").rename(tmp_path / "blob")
+    (folder / "heads.safetensors").symlink_to(tmp_path / "blob")  # As in the cache of the Hub.
+    assert problems(folder) == []
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "model.pkl").write_bytes(pickle.dumps([1]))
+    (folder / "onnx").symlink_to(tmp_path / "elsewhere")
+    (folder / "lost.txt").symlink_to(tmp_path / "nowhere")
+    assert problems(folder) == [
+        "lost.txt is a link to nothing.",
+        "onnx is a link to a folder, which is not looked into.",
+    ]
+
+
+@pytest.mark.parametrize("name", ["training_args.bin", "notes.txt", "old.safetensors", "OLD.PKL"])
 def test_pickles_are_told_by_content_or_name(name: str, folder: Path) -> None:
     (folder / name).write_bytes(pickle.dumps({"weights": [1, 2]}))
     assert f"{name} is a pickle: loading it can run any code." in problems(folder)

@@ -40,7 +40,7 @@ def export_task(options: argparse.Namespace) -> SavedClassifier:
         options: What the command line says.
 
     Raises:
-        FileExistsError: If a multi-task model is in the folder.
+        FileExistsError: If another model than a classifier is in the folder.
         OSError: If there is no such model.
         ValueError: If there is no such task, or no plain classifier can have it.
     """
