@@ -71,7 +71,7 @@ class InteropMixin(PreTrainedModel):
             OSError: If there is no such model.
             TypeError: If a setting is unknown, or one that the folder decides.
             ValueError: If it has no `modules.json`, or does to texts what an `MTLModel` cannot: a module such as
-                `Dense`, another pooling, several at once, a default prompt, an adapter.
+                `Dense`, another pooling, several at once, a default prompt, an adapter, fewer numbers.
         """
         hub = {"revision": revision, "token": token}
         encoder = read_sentence_encoder(name_or_path, hub)
@@ -110,7 +110,7 @@ def read_sentence_encoder(name_or_path: str | os.PathLike[str], hub: Mapping[str
     kinds = [_kind(name_or_path, module["type"]) for module in modules]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise _refusal(name_or_path, f"its modules are {kinds}")
-    _check_prompts(name_or_path, hub)
+    _check_whole(name_or_path, hub)
     subfolder = modules[0]["path"]
     if _read(name_or_path, _join(subfolder, "adapter_config.json"), hub) is not None:
         raise _refusal(name_or_path, "its encoder is an adapter on another model (merge it and save that)")
@@ -148,10 +148,12 @@ def _kind(name_or_path: Any, reference: str) -> str:
     return reference.rpartition(".")[2]
 
 
-def _check_prompts(name_or_path: Any, hub: Mapping[str, Any]) -> None:
+def _check_whole(name_or_path: Any, hub: Mapping[str, Any]) -> None:
     config = _read(name_or_path, "config_sentence_transformers.json", hub) or {}
     if config.get("model_type", "SentenceTransformer") != "SentenceTransformer":
         raise _refusal(name_or_path, f"it is a {config['model_type']}")
+    if config.get("truncate_dim") is not None:
+        raise _refusal(name_or_path, f"of each it keeps the first {config['truncate_dim']} numbers (`truncate_dim`)")
     prompts = {name: text for name, text in (config.get("prompts") or {}).items() if text}
     default = config.get("default_prompt_name")
     if default in prompts:

@@ -13,7 +13,7 @@ import pyarrow as pa
 from batching_mtl import Text
 from configuration_mtl import TaskConfig
 from mtl.bulk_columns import OutputColumn, check_names, output_table, prediction_columns
-from mtl.bulk_inputs import InputColumns, check_contents, check_inputs, read_blocks
+from mtl.bulk_inputs import READERS, InputColumns, check_contents, check_inputs, read_blocks, suffix_of
 from mtl.bulk_store import PartStore, only_writer
 
 PART_ROWS = 16_384
@@ -72,6 +72,9 @@ class BulkJob:
 
     def __post_init__(self) -> None:
         """Checks what can be checked without a file."""
+        if not self.parts and suffix_of(self.output) in READERS.keys() - {".parquet"}:
+            wanted = self.output.with_suffix(".parquet")
+            raise ValueError(f"The output is Parquet, but {self.output} is called otherwise. Call it {wanted.name!r}.")
         if self.part_rows < 1:
             raise ValueError(f"part_rows must be at least 1, found {self.part_rows}.")
         if not self.predictions and not self.embeddings:

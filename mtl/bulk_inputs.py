@@ -54,9 +54,11 @@ def check_inputs(paths: Sequence[Path], columns: InputColumns) -> None:
 
     Raises:
         FileNotFoundError: If a file is not there.
-        ValueError: If a file has another ending than those that are read, is damaged, or lacks a column.
+        ValueError: If a file has another ending than those that are read, is a folder or damaged, or lacks a column.
     """
     for path in paths:
+        if path.is_dir():
+            raise ValueError(f"The input {str(path)!r} is a folder. Give its files, as a pattern: '{path}/*.parquet'.")
         if not path.is_file():
             raise FileNotFoundError(f"There is no file {str(path)!r}.")
         if suffix_of(path) not in READERS:

@@ -68,6 +68,8 @@ def save_sequence_classification(
 
 def _refuse_other_model(folder: Path) -> None:
     """Lets a classifier be replaced, as an earlier export is one, and nothing else."""
+    if folder.is_file():
+        raise FileExistsError(f"{folder} is a file, and the classifier is a folder. Give another.")
     config = folder / "config.json"
     if not config.is_file():
         return

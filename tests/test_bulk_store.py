@@ -105,8 +105,17 @@ def test_output_that_cannot_be_put_in_place_is_told_before_any_work(tmp_path: Pa
         run_bulk(model, job(folder, path, overwrite=True))
     with pytest.raises(FileExistsError, match="is a file, and parts go into a folder"):
         run_bulk(model, job(path, text_file(tmp_path / "others.txt", ["a"]), parts=True, overwrite=True))
-    with pytest.raises(ValueError, match=r"The input .*rows\.txt is where the output goes"):
-        run_bulk(model, job(path, path, overwrite=True))
+    with pytest.raises(ValueError, match=r"The output is Parquet, but .*out\.csv .*Call it 'out\.parquet'"):
+        job(tmp_path / "out.csv", path)
+    with pytest.raises(
+        ValueError, match=r"folder' is a folder\. Give its files, as a pattern: '.*folder/\*\.parquet'"
+    ):
+        run_bulk(model, job(tmp_path / "out.parquet", folder))
+    table = tmp_path / "rows.parquet"
+    pq.write_table(pa.table({"text": ["a"]}), table)
+    with pytest.raises(ValueError, match=r"The input .*rows\.parquet is where the output goes"):
+        run_bulk(model, job(table, table, overwrite=True))
+    assert pq.read_schema(table).names == ["text"]
     with pytest.raises(ValueError, match="is where the output goes"):
         run_bulk(model, job(tmp_path, path, parts=True, overwrite=True))
     assert path.read_text() == "a\n"

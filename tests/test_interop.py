@@ -144,6 +144,7 @@ def test_modules_that_cannot_be_kept_are_told(
             r"every text gets the prompt 'query: ' before it \(`default_prompt_name`\)",
         ),
         ("config_sentence_transformers.json", {"model_type": "SparseEncoder"}, "it is a SparseEncoder"),
+        ("config_sentence_transformers.json", {"truncate_dim": 8}, r"it keeps the first 8 numbers \(`truncate_dim`\)"),
         ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "its Transformer has transformer_task='fill"),
         ("sentence_bert_config.json", {"tokenizer_args": {"padding_side": "left"}}, "its Transformer has tokenizer_a"),
         ("adapter_config.json", {"peft_type": "LORA"}, "its encoder is an adapter"),
@@ -187,3 +188,12 @@ def test_what_the_folder_decides_cannot_be_given(sentence_model: SaveSentenceMod
 def test_plain_encoder_is_told(backbone_dir: SaveBackbone) -> None:
     with pytest.raises(ValueError, match=r"has no modules.json.*`MTLModel.from_backbone`"):
         MTLModel.from_sentence_transformer(backbone_dir(), tasks=TASKS)
+
+
+def test_model_that_gives_fewer_numbers_says_so_in_its_folder(
+    sentence_model: SaveSentenceModel, tmp_path: Path
+) -> None:
+    SentenceTransformer(str(sentence_model()), device="cpu", truncate_dim=8).save_pretrained(str(tmp_path / "short"))
+    assert SentenceTransformer(str(tmp_path / "short"), device="cpu").encode(TEXTS).shape[1] == 8
+    with pytest.raises(ValueError, match="it keeps the first 8 numbers"):
+        MTLModel.from_sentence_transformer(tmp_path / "short", tasks=TASKS)

@@ -338,6 +338,8 @@ def test_command_writes_the_folder(rough: Rough, tmp_path: Path, capsys: pytest.
     with pytest.raises(SystemExit, match=r"holds another model \(.*config\.json\), which would be overwritten"):
         mtl.cli.main([*argv, "topic", str(encoder)])
     assert (encoder / "model.safetensors").read_bytes() == weights
+    with pytest.raises(SystemExit, match="is a file, and the classifier is a folder"):
+        mtl.cli.main([*argv, "topic", str(encoder / "config.json")])
     mtl.cli.main([*argv, "tags", str(tmp_path / "topic")])  # A classifier may give way to another.
 
 
