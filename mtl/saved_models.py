@@ -46,9 +46,8 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
         ) from error
     if kind != MTLConfig.model_type:
         static = " A static student is run by the predictor_mtl.py beside it." if kind == "model2vec" else ""
-        raise ValueError(
-            f"{name!r} is a {kind!r} model. Give a multi-task model, as `train_trainer.py` saves it.{static}"
-        )
+        found = f"is a {kind!r} model" if kind else "has no config.json that says what model it is"
+        raise ValueError(f"{name!r} {found}. Give a multi-task model, as `train_trainer.py` saves it.{static}")
     config: MTLConfig = MTLConfig.from_pretrained(
         name, revision=revision or "main", trust_remote_code=trust_remote_code
     )

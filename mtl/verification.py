@@ -195,6 +195,8 @@ def clean_env(env: Mapping[str, str], *, home: str) -> dict[str, str]:
     """
     kept = {name: value for name, value in env.items() if name in _KEPT or not _WITHHELD.fullmatch(name)}
     switches = dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY"), "1")
+    # What the predictor is compiled to would lie in the folder, as code that `mtl publish` did not write.
+    switches["PYTHONDONTWRITEBYTECODE"] = "1"
     return {**kept, **switches, "HF_HOME": home, "TOKENIZERS_PARALLELISM": "false"}
 
 
