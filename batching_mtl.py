@@ -65,6 +65,7 @@ def windows(sentences: str | Iterable[Text], size: int) -> Iterator[list[Text]]:
     Raises:
         TypeError: If they are no sentences; the message gives the place of what is none. It comes at once where the
             sentences can be gone through twice, else when the place is reached.
+        ValueError: If a sentence has half a character, likewise.
     """
     # Iterating over a mapping or a table would give its keys or columns, which are strings too.
     # A numpy string is a string, but has no dimension.
@@ -103,6 +104,22 @@ def _check(texts: Iterable[Any], begin: int) -> None:
                 f"sentences[{position}] is {text!r} of type {type(text).__name__}; expected a string. "
                 "Drop the row, or give '' for a sentence without text; a pair of texts is a tuple of two strings."
             )
+        # Of it the tokenizer says only that it wants text, and not where.
+        if not all(map(_is_encodable, (text,) if isinstance(text, str) else text)):
+            raise ValueError(
+                f"sentences[{position}] is {text!r}, with half a character (a lone surrogate, of a cut emoji), that "
+                "no tokenizer takes. Mend it: `text.encode('utf-8', 'replace').decode('utf-8')`."
+            )
+
+
+def _is_encodable(text: str) -> bool:
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def tokenize(tokenizer: Any, texts: Sequence[Text], **options: Any) -> dict[str, list[Any]]:

@@ -42,8 +42,8 @@ class InferenceMixin(PassesMixin):
     - `show_progress_bar`: whether to show progress; by default only for long work.
 
     Several threads may call them at once if the model is in evaluation mode, as it is when loaded. All raise a
-    TypeError if a sentence is neither a string nor a pair of them, and a ValueError if the model has no tokenizer,
-    a count is less than 1, or the precision is unknown.
+    TypeError if a sentence is neither a string nor a pair of them, and a ValueError if one has half a character (a
+    lone surrogate), the model has no tokenizer, a count is less than 1, or the precision is unknown.
     """
 
     @overload

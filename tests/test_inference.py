@@ -131,6 +131,12 @@ def test_empty_sentence_without_special_tokens_is_zero(model: MTLModel) -> None:
 @pytest.mark.parametrize("method", ["encode", "predict"])
 def test_what_is_no_sentence_is_told_with_its_place(model: MTLModel, method: str) -> None:
     call: Callable[[Any], Any] = getattr(model, method)
+    with pytest.raises(
+        ValueError, match=r"sentences\[1\] is 'match \\ud83d', with half a character \(a lone surrogate"
+    ):
+        model.encode(["Ünïcödé 🙂", "match \ud83d"])
+    with pytest.raises(ValueError, match=r"sentences\[0\] is \('a', '\\ud83d'\), with half"):
+        model.predict(iter([("a", "\ud83d")]))
     with pytest.raises(TypeError, match=r"sentences\[1\] is None of type NoneType; expected a string\. Drop the row"):
         call(["price", None])
     with pytest.raises(TypeError, match=r"sentences\[0\] is 3 of type int"):
