@@ -110,17 +110,13 @@ def measure(backbone: str, count: int, repeats: int, exports: Sequence[Path] = (
     peer = SentenceTransformer(backbone, device="cpu")
     model.config.max_seq_length = peer.max_seq_length
     contenders = make_contenders(model, peer, backbone, sentences) + exported_contenders(exports, sentences)
-    seconds: dict[str, list[float]] = {contender.name: [] for contender in contenders}
     peaks: dict[str, list[float]] = {"fp32": [], "bf16": []}
-    for repeat in range(-1, repeats):  # The first, which is not measured, takes memory and chooses kernels.
-        sys.stderr.write(f"repeat {repeat + 1} of {repeats}\n")
-        for contender in contenders:
-            begin = time.perf_counter()
-            contender.run()
-            if repeat >= 0:
-                seconds[contender.name].append(time.perf_counter() - begin)
+
+    def note_peaks() -> None:
         for name, dtype in (("fp32", torch.float32), ("bf16", torch.bfloat16)):
             peaks[name].append(gemm_flops(model, dtype))
+
+    seconds = in_turns({**{contender.name: contender.run for contender in contenders}, "peaks": note_peaks}, repeats)
     tokens = sum(map(len, model.tokenizer(sentences, truncation=True, max_length=model.max_tokens())["input_ids"]))
     return {
         "sentences": count,

@@ -1,5 +1,6 @@
 """What the benchmarks of answers share: which sentences are answered, and how those that answer take turns."""
 
+import sys
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -19,9 +20,10 @@ def drawn_sentences(count: int) -> list[str]:
 
 
 def in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
-    """Returns the seconds of each run, repeat by repeat; the first, which is not counted, takes memory."""
+    """Returns the seconds of each run, repeat by repeat."""
     seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(-1, repeats):
+    for repeat in range(-1, repeats):  # The first, which is not counted, takes memory and chooses kernels.
+        sys.stderr.write(f"repeat {repeat + 1} of {repeats}\n")
         for name, run in runs.items():
             begin = time.perf_counter()
             run()

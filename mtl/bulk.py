@@ -1,6 +1,5 @@
 """Predictions and embeddings for files of any size: read in blocks, one pass a block, written part by part."""
 
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from configuration_mtl import TaskConfig
 from mtl.bulk_columns import OutputColumn, check_names, output_table, prediction_columns
 from mtl.bulk_inputs import READERS, InputColumns, check_contents, check_inputs, read_blocks, suffix_of
 from mtl.bulk_store import PartStore, only_writer
+from mtl.published_files import sha256
 
 PART_ROWS = 16_384
 """Rows of a part: what a kill loses at most, and what is held at once."""
@@ -239,7 +239,8 @@ def _texts(block: pa.Table, columns: InputColumns) -> tuple[list[Text], list[boo
 def _run_of(model: BulkModel, job: BulkJob) -> dict[str, Any]:
     """Returns all that the output depends on, under names that a message can show."""
     return {
-        "input": [[path.name, _content(path)] for path in job.inputs],
+        # Of all bytes: a row that was mended in its middle leaves size and ends as they were.
+        "input": [[path.name, sha256(path)] for path in job.inputs],
         "model": model.fingerprint,
         "columns": {"texts": job.columns.texts, "kept": list(job.columns.kept)},
         "tasks": None if job.tasks is None else list(job.tasks),
@@ -249,9 +250,3 @@ def _run_of(model: BulkModel, job: BulkJob) -> dict[str, Any]:
         "prefix": job.prefix,
         "part_rows": job.part_rows,
     }
-
-
-def _content(path: Path) -> str:
-    """Returns a key of all bytes of a file: a row that was mended in its middle leaves size and ends as they were."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, hashlib.blake2b).hexdigest()

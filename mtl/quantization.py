@@ -69,12 +69,12 @@ class Quantized:
     @property
     def is_close(self) -> bool:
         """Whether every task was measured, and none loses more than [`CLOSE_POINTS`]."""
-        return not self.unmeasured and are_close(self.changes)
+        return are_close(self.changes, self.unmeasured)
 
 
-def are_close(changes: Sequence[TaskChange]) -> bool:
-    """Returns whether no task loses more than [`CLOSE_POINTS`]."""
-    return all(change.points_lost <= CLOSE_POINTS for change in changes)
+def are_close(changes: Sequence[TaskChange], unmeasured: Sequence[str] = ()) -> bool:
+    """Returns whether every task was measured, and none loses more than [`CLOSE_POINTS`]."""
+    return not unmeasured and all(change.points_lost <= CLOSE_POINTS for change in changes)
 
 
 def quantize(
@@ -118,7 +118,7 @@ def quantize(
         heads = [task.name for task in model.config.tasks if task.has_head]
         unmeasured = tuple(name for name in heads if name not in measured)
         facts: dict[str, Any] = {
-            "is_close": not unmeasured and are_close(changes),
+            "is_close": are_close(changes, unmeasured),
             "measured": measured,
             "rows": len(rows),
             "mean_cosine": cosine,

@@ -1,6 +1,7 @@
 """A saved multi-task model as the start of a run: its tasks, those that are new, and those that are not named."""
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -52,6 +53,21 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
         name, revision=revision or "main", trust_remote_code=trust_remote_code
     )
     return config
+
+
+def config_fields(folder: Path) -> dict[str, Any] | None:
+    """Returns what the `config.json` of a folder says, which may be of any model; None if there is none.
+
+    One that cannot be read says nothing.
+    """
+    file = folder / "config.json"
+    if not file.is_file():
+        return None
+    try:
+        fields = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError:
+        return {}
+    return fields if isinstance(fields, dict) else {}
 
 
 def load_saved(settings: RunSettings, path: str, tasks: Sequence[TaskConfig], config: Any) -> MTLModel:

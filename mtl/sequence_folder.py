@@ -1,7 +1,6 @@
 """The folder of a task that became a plain sequence classifier: weights, tokenizer and a card."""
 
 import copy
-import json
 import os
 import shutil
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from batching_mtl import Text
 from configuration_mtl import MTLConfig, TaskConfig
 from modeling_mtl import MTLModel
 from mtl.card_origin import Origin
+from mtl.saved_models import config_fields
 from mtl.sequence_card import SavedClassifier, classifier_card
 from mtl.sequence_classification import (
     PROBES,
@@ -70,16 +70,12 @@ def _refuse_other_model(folder: Path) -> None:
     """Lets a classifier be replaced, as an earlier export is one, and nothing else."""
     if folder.is_file():
         raise FileExistsError(f"{folder} is a file, and the classifier is a folder. Give another.")
-    config = folder / "config.json"
-    if not config.is_file():
+    fields = config_fields(folder)
+    if fields is None:
         return
-    try:
-        fields = json.loads(config.read_text(encoding="utf-8"))
-        is_ours, classes = fields.get("model_type") == MTLConfig.model_type, fields.get("architectures") or [""]
-    except (ValueError, AttributeError):  # It is no configuration that can be read.
-        is_ours, classes = False, [""]
+    is_ours, classes = fields.get("model_type") == MTLConfig.model_type, fields.get("architectures") or [""]
     if is_ours or not str(classes[0]).endswith("ForSequenceClassification"):
-        what = "a multi-task model" if is_ours else f"another model ({config})"
+        what = "a multi-task model" if is_ours else f"another model ({folder / 'config.json'})"
         raise FileExistsError(f"{folder} holds {what}, which would be overwritten. Give another folder.")
 
 

@@ -27,7 +27,7 @@ from mtl.commands.evaluate_data import chosen_split, measured_tasks
 from mtl.console import aligned
 from mtl.data import row_texts
 from mtl.quantization import TaskChange, outputs_of, primary_figures
-from mtl.saved_models import load_model
+from mtl.saved_models import config_fields, load_model
 from mtl.settings import RunSettings, parse_settings
 from mtl.static_card import static_card
 from mtl.static_student import write_static, write_static_encoder
@@ -171,8 +171,8 @@ def changes_table(changes: Sequence[TaskChange], split: str) -> str:
 
 def _make_folder(folder: Path) -> None:
     """Makes the folder of the student, so that what is wrong with it does not cost a training."""
-    config = folder / "config.json"
-    if config.is_file() and json.loads(config.read_text(encoding="utf-8")).get("model_type") != "model2vec":
+    fields = config_fields(folder)
+    if fields is not None and fields.get("model_type") != "model2vec":
         raise FileExistsError(f"{folder} holds another model, which would be overwritten. Give another folder.")
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -21,6 +21,7 @@ from configuration_mtl import TaskConfig
 from modeling_mtl import MTLModel
 from mtl.arguments import MTLTrainingArguments
 from mtl.bootstrap import CONFIDENCE_LEVEL, RESAMPLES, check_settings
+from mtl.commands import SEVERAL
 from mtl.commands.evaluate_data import DATA_HELP, add_source_options, chosen_split, load_data, measured_tasks
 from mtl.data import tokenize_splits
 from mtl.evidence import build_evidence, count_resamples
@@ -114,10 +115,9 @@ def _parser() -> argparse.ArgumentParser:
     add("data", help=DATA_HELP)
     add("--split", help="Split to measure; test if there is one, else validation, else train.")
     add_source_options(parser)
-    several: dict[str, Any] = {"nargs": "+", "action": "extend"}
-    add("--compare_with", **several, metavar="COLUMN", help="Columns of further texts, for tasks on the embedding.")
-    add("--pairs", **several, default=[], metavar="TASK", help="Tasks that are measured on these texts, unlabelled.")
-    add("--by", **several, default=[], metavar="COLUMN", help="Columns by which figures are broken down.")
+    add("--compare_with", **SEVERAL, metavar="COLUMN", help="Columns of further texts, for tasks on the embedding.")
+    add("--pairs", **SEVERAL, default=[], metavar="TASK", help="Tasks that are measured on these texts, unlabelled.")
+    add("--by", **SEVERAL, default=[], metavar="COLUMN", help="Columns by which figures are broken down.")
     add("--resamples", type=int, default=RESAMPLES, help="Resamples of an interval.")
     add("--level", type=float, default=CONFIDENCE_LEVEL, help="Probability with which an interval is to hold.")
     add("--seed", type=int, default=0, help="Seed of the resamples.")

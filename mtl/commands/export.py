@@ -78,7 +78,7 @@ def write(options: argparse.Namespace, rest: Sequence[str] = ()) -> tuple[Export
     folder = Path(options.model if options.folder is None else options.folder)
     if not folder.is_dir() and options.folder is None:
         raise ValueError(f"{options.model!r} is on the Hub. Say where the graph goes: {PROGRAM} ... <folder>.")
-    if options.folder is not None and not _is_same(folder, options.model) and (folder / "config.json").is_file():
+    if folder.resolve() != Path(options.model).resolve() and (folder / "config.json").is_file():
         raise FileExistsError(
             f"{folder} holds another model, whose tokenizer would be overwritten. Give another folder, or none: "
             "then it is that of the model."
@@ -115,10 +115,6 @@ def read_data(options: argparse.Namespace, rest: Sequence[str], model: MTLModel)
     if not len(calibration):
         raise ValueError(f"{options.data!r} has {len(measured)} rows, too few to calibrate on some. Give more.")
     return Int8Data(row_texts(calibration[:]), measured, split, tuple(measured_tasks(known, measured, split)))
-
-
-def _is_same(folder: Path, model: str) -> bool:
-    return folder.resolve() == Path(model).resolve()
 
 
 def changes_table(quantized: Quantized, split: str) -> str:

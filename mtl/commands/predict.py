@@ -20,11 +20,11 @@ from mtl.bulk import PART_ROWS, BulkJob, BulkResult, run_bulk
 from mtl.bulk_inputs import InputColumns, count_rows
 from mtl.bulk_models import BulkOptions, TorchBulkModel
 from mtl.bulk_ray import run_bulk_on_ray
+from mtl.commands import SEVERAL
 from train_trainer import or_exit
 
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of a shell."""
-SEVERAL: dict[str, Any] = {"nargs": "+", "action": "extend"}
 LOCAL, RAY = "local", "ray"
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from huggingface_hub import snapshot_download
 from transformers.utils import logging as transformers_logging
 
+from mtl.commands import SEVERAL
 from mtl.published_files import tree_files
 from mtl.publishing import check_publishable, publish, push
 from mtl.saved_models import load_config, load_model
@@ -63,14 +64,7 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("model", help="Folder, or name on the Hub, of a saved multi-task model.")
     add("folder", help="Folder to make; an earlier one of this command is replaced, any other is left alone.")
-    add(
-        "--classifiers",
-        nargs="+",
-        action="extend",
-        default=[],
-        metavar="TASK",
-        help="Tasks to add as plain classifiers: tasks/<task>.",
-    )
+    add("--classifiers", **SEVERAL, default=[], metavar="TASK", help="Tasks to add as classifiers: tasks/<task>.")
     add("--push", metavar="REPO", help="Repository to upload the folder to, as owner/name.")
     add("--private", action="store_true", default=None, help="Make the repository private, if it is new.")
     add("--revision", metavar="BRANCH", help="Branch to push to; made if it is not there.")
