@@ -14,9 +14,11 @@ import importlib
 import importlib.util
 import itertools
 import json
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from concurrent import futures
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
@@ -49,7 +51,9 @@ class MTLPredictor:
             Runtime. A static student pads nothing, so sizes of batches mean nothing to it.
         precision: `"fp32"`; `"int8"`; `"bf16"`, of OpenVINO, where the processor has it; or `"auto"`: int8 where it
             was exported and by what the export measured loses nothing worth telling, else fp32.
-        threads: Threads of a batch; all cores if not given.
+        threads: Threads in all; as many as there are cores if not given.
+        cache_dir: Folder where OpenVINO keeps what it compiles of a graph, so that later starts are fast; nothing is
+            kept if not given. It is run as it is found: give a folder that nobody else writes to.
 
     Raises:
         FileNotFoundError: If the folder has no export, or not that one.
@@ -64,6 +68,7 @@ class MTLPredictor:
         backend: str = "auto",
         precision: str = "auto",
         threads: int | None = None,
+        cache_dir: str | Path | None = None,
     ) -> None:
         if threads is not None:  # 0 and less mean all cores to a runtime, or nothing.
             _check_counts({"threads": threads})
@@ -80,7 +85,8 @@ class MTLPredictor:
         file = self.folder / self.graph["file"]
         if not file.is_file():
             raise FileNotFoundError(f"There is no file {str(file)!r}, of which {MANIFEST} tells. Export again.")
-        self._runtime = _RUNTIMES[self.graph["backend"]](file, self.graph["precision"], threads, self.manifest)
+        options = _Options(self.graph["precision"], threads, None if cache_dir is None else Path(cache_dir))
+        self._runtime = _RUNTIMES[self.graph["backend"]](file, options, self.manifest)
 
     def encode(
         self,
@@ -154,7 +160,8 @@ class MTLPredictor:
         """
         if isinstance(self._runtime, _Static):
             return self._runtime.outputs(self._token_ids(sentences))
-        return next(iter(self._runtime.run([(np.arange(len(sentences)), self.inputs(sentences))])))[1]
+        ((_, outputs),) = self._runtime.run(iter([(np.arange(len(sentences)), self.inputs(sentences))]))
+        return outputs
 
     def inputs(self, sentences: Sequence[Text]) -> Arrays:
         """Returns the inputs of the graph, (B, T) each, for sentences in one batch."""
@@ -261,7 +268,8 @@ def _chosen_graph(graphs: Sequence[dict[str, Any]], backend: str, precision: str
     fits = [graph for graph in there if _fits(graph, precision)]
     if not fits:
         found = sorted({f"{graph['backend']} {graph['precision']}" for graph in graphs})
-        raise FileNotFoundError(f"There is no graph of {backend!r} in {precision!r} here, found {found}. Export it.")
+        wanted = " ".join(word for word in (backend, precision) if word != "auto")
+        raise FileNotFoundError(f"There is no graph of {wanted} here, found {found}. Export it: `mtl export`.")
     if backend == "auto":
         fits = [graph for graph in fits if importlib.util.find_spec(PACKAGES[graph["backend"]])] or fits
     fits.sort(key=lambda graph: (graph["precision"] != "int8", BACKENDS.index(graph["backend"])))
@@ -277,21 +285,53 @@ def _fits(graph: Mapping[str, Any], precision: str) -> bool:
     return graph["precision"] == "fp32" or (graph["precision"] == "int8" and graph.get("is_close", False))
 
 
+class _Options(NamedTuple):
+    """How a graph is run."""
+
+    precision: str
+    threads: int | None
+    cache_dir: Path | None
+
+
 class _OnnxRuntime:
-    """Runs a graph in ONNX Runtime, batch after batch."""
+    """Runs a graph in ONNX Runtime: one batch on all threads, and of several a batch on each thread at a time."""
 
-    batch_tokens = 1024
+    batch_tokens = 512
 
-    def __init__(self, file: Path, precision: str, threads: int | None, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, options: "_Options", manifest: Mapping[str, Any]) -> None:
+        self._file = file
+        self._threads = options.threads or _cores()
+        self._alone = self._opened(self._threads)
+        self._side_by_side = self._alone if self._threads == 1 else None  # Opened where there are several batches.
+        self._names = [output.name for output in self._alone.get_outputs()]
+
+    def run(self, batches: Iterator[tuple[np.ndarray, Arrays]]) -> Iterator[tuple[np.ndarray, Arrays]]:
+        begin = list(itertools.islice(batches, 2))
+        if len(begin) < 2:
+            for rows, inputs in begin:
+                yield rows, self._named(self._alone.run(None, inputs))
+            return
+        session = self._side_by_side = self._side_by_side or self._opened(1)
+        running: collections.deque[tuple[np.ndarray, futures.Future[Any]]] = collections.deque()
+        with futures.ThreadPoolExecutor(self._threads) as pool:
+            for rows, inputs in itertools.chain(begin, batches):
+                if len(running) == self._threads:
+                    yield self._finished(*running.popleft())
+                running.append((rows, pool.submit(session.run, None, inputs)))
+            while running:
+                yield self._finished(*running.popleft())
+
+    def _opened(self, threads: int) -> Any:
         onnxruntime = _import("onnxruntime", "onnx")
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads or 0
-        self._session = onnxruntime.InferenceSession(str(file), options, providers=["CPUExecutionProvider"])
-        self._names = [output.name for output in self._session.get_outputs()]
+        options.intra_op_num_threads = threads
+        return onnxruntime.InferenceSession(str(self._file), options, providers=["CPUExecutionProvider"])
 
-    def run(self, batches: Iterable[tuple[np.ndarray, Arrays]]) -> Iterator[tuple[np.ndarray, Arrays]]:
-        for rows, inputs in batches:
-            yield rows, dict(zip(self._names, self._session.run(None, inputs), strict=True))
+    def _finished(self, rows: np.ndarray, answer: futures.Future[Any]) -> tuple[np.ndarray, Arrays]:
+        return rows, self._named(answer.result())
+
+    def _named(self, outputs: Sequence[np.ndarray]) -> Arrays:
+        return dict(zip(self._names, outputs, strict=True))
 
 
 class _OpenVINO:
@@ -299,20 +339,22 @@ class _OpenVINO:
 
     batch_tokens = 512
 
-    def __init__(self, file: Path, precision: str, threads: int | None, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, options: "_Options", manifest: Mapping[str, Any]) -> None:
         openvino = _import("openvino", "openvino")
         core = openvino.Core()
         hints: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT"}
         # On its own it would take bf16 where the processor has it.
-        hints["INFERENCE_PRECISION_HINT"] = "bf16" if precision == "bf16" else "f32"
-        if threads is not None:
-            hints["INFERENCE_NUM_THREADS"] = threads
+        hints["INFERENCE_PRECISION_HINT"] = "bf16" if options.precision == "bf16" else "f32"
+        if options.threads is not None:
+            hints["INFERENCE_NUM_THREADS"] = options.threads
+        if options.cache_dir is not None:
+            hints["CACHE_DIR"] = str(options.cache_dir)
         self._compiled = core.compile_model(str(file), "CPU", hints)
         self._names = [output.get_any_name() for output in self._compiled.outputs]
         self._at_once = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._idle: collections.deque[Any] = collections.deque()
 
-    def run(self, batches: Iterable[tuple[np.ndarray, Arrays]]) -> Iterator[tuple[np.ndarray, Arrays]]:
+    def run(self, batches: Iterator[tuple[np.ndarray, Arrays]]) -> Iterator[tuple[np.ndarray, Arrays]]:
         # Not by an AsyncInferQueue, whose threads may outlive it by so little that the process aborts (2026.4).
         running: collections.deque[tuple[Any, np.ndarray]] = collections.deque()
         try:
@@ -346,7 +388,7 @@ class _Static:
 
     batch_tokens = 8_192
 
-    def __init__(self, file: Path, precision: str, threads: int | None, manifest: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, options: "_Options", manifest: Mapping[str, Any]) -> None:
         load_file = _import("safetensors.numpy", "static").load_file
         (graph,) = (graph for graph in manifest["graphs"] if graph["backend"] == "static")
         self._vectors = load_file(file)["embeddings"]  # (V, H)
@@ -394,6 +436,11 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 _RUNTIMES: dict[str, Callable[..., Any]] = {"onnx": _OnnxRuntime, "openvino": _OpenVINO, "static": _Static}
+
+
+def _cores() -> int:
+    # Of those that the process may use, where the system tells.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _import(module: str, extra: str) -> Any:

@@ -22,6 +22,7 @@ import platform
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -129,7 +130,7 @@ def measure(backbone: str, count: int, repeats: int, exports: Sequence[Path] = (
         "heads_seconds": {
             str(number): heads_seconds(backbone, sentences, number, repeats) for number in (3, NUM_HEADS)
         },
-        "starts": {folder.name: start_seconds(folder, repeats) for folder in exports},
+        "starts": {name: seconds for folder in exports for name, seconds in all_starts(folder, repeats).items()},
         "versions": {"python": platform.python_version(), **{name: version(name) for name in PACKAGES}},
         "machine": machine("cpu"),
     }
@@ -201,10 +202,25 @@ def points_lost(folder: Path) -> dict[str, dict[str, float]]:
     return found
 
 
-def start_seconds(folder: Path, repeats: int) -> list[float]:
-    """Returns how long a new process takes from its start to the answer to one sentence, by the default graph."""
-    code = "import sys; sys.path.insert(0, sys.argv[1]); from predictor_mtl import MTLPredictor as P"
-    command = [sys.executable, "-c", f"{code}; P(sys.argv[1]).predict('One sentence.')", str(folder.resolve())]
+def all_starts(folder: Path, repeats: int) -> dict[str, list[float]]:
+    """Returns the seconds of [`start_seconds`] of each runtime of an export, of OpenVINO also with its cache."""
+    found = {}
+    for backend in sorted({graph["backend"] for graph in read_manifest(folder)["graphs"]}):
+        found[RUNTIMES[backend]] = start_seconds(folder, repeats, backend)
+        if backend == "openvino":
+            with tempfile.TemporaryDirectory() as cache:
+                start_seconds(folder, 1, backend, cache)
+                found[f"{RUNTIMES[backend]} with `cache_dir`"] = start_seconds(folder, repeats, backend, cache)
+    return found
+
+
+def start_seconds(folder: Path, repeats: int, backend: str, cache: str = "") -> list[float]:
+    """Returns how long a new process takes from its start to the answer to one sentence."""
+    code = (
+        "import sys; folder, backend, cache = sys.argv[1:]; sys.path.insert(0, folder); import predictor_mtl; "
+        "predictor_mtl.MTLPredictor(folder, backend=backend, cache_dir=cache or None).predict('One sentence.')"
+    )
+    command = [sys.executable, "-c", code, str(folder.resolve()), backend, cache]
     seconds = []
     for _ in range(repeats):
         begin = time.perf_counter()

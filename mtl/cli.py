@@ -37,6 +37,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         argv: The command line after the program's name; that of the process if not given.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if not argv:
+        _parser().print_help(sys.stderr)
+        sys.exit(2)
     args = _parser().parse_args(argv[:1])
     module, _ = COMMANDS[args.command]
     try:

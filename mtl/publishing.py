@@ -138,7 +138,7 @@ def push(
         folder_path=Path(folder),
         commit_message="Upload the model in the layout of several libraries",
         revision=revision,
-        ignore_patterns=[CARD] if keeps_card else None,
+        ignore_patterns=["*__pycache__/*", *([CARD] if keeps_card else [])],  # What importing the folder's code left.
         delete_patterns=_SUPERSEDED,
     )
     return str(commit)

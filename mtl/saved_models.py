@@ -12,7 +12,7 @@ from transformers import PreTrainedConfig
 from configuration_mtl import MTLConfig, TaskConfig
 from modeling_mtl import MTLModel, set_dropout
 from mtl.arguments import JsonObject, MTLTrainingArguments
-from mtl.checkpoints import head_meaning
+from mtl.checkpoints import head_meaning, last_complete_checkpoint
 from mtl.settings import RunSettings
 
 logger = logging.getLogger(__name__)
@@ -45,6 +45,11 @@ def load_config(name: str, *, revision: str | None = None, trust_remote_code: bo
             f"There is no model {name!r}: no such folder in {str(Path.cwd())!r} has a configuration that can be read, "
             f"and the Hub gave none. Give the folder of a saved model, or its name on the Hub. The cause: {error}"
         ) from error
+    if kind is None and Path(name).is_dir() and (checkpoint := last_complete_checkpoint(name)) is not None:
+        raise ValueError(
+            f"{name!r} holds no model, but checkpoints of a training that did not end. Go on with that training "
+            f"(`--resume_from_checkpoint last`), or give a checkpoint: {checkpoint!r}."
+        )
     if kind != MTLConfig.model_type:
         static = " A static student is run by the predictor_mtl.py beside it." if kind == "model2vec" else ""
         found = f"is a {kind!r} model" if kind else "has no config.json that says what model it is"

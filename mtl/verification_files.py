@@ -200,7 +200,11 @@ def _changes(folder: Path, there: Collection[str]) -> list[str]:
     told += [f"{name} is not as `mtl publish` wrote it." for name in changed]
     # Loaders tell of weights that do not belong there, but code beside the others is run by nobody, until it is.
     added = [name for name in there if name.lower().endswith(_RUNNABLE) and name not in recorded]
-    return told + [f"{name} is code that `mtl publish` did not write." for name in added]
+    return told + [f"{name} is code that `mtl publish` did not write.{_how_it_came(name)}" for name in added]
+
+
+def _how_it_came(name: str) -> str:
+    return " Python leaves it where code is imported from: delete the folder." if "__pycache__" in name else ""
 
 
 def _odd_links(folder: Path) -> Iterator[str]:

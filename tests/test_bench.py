@@ -98,7 +98,9 @@ def test_every_runtime_is_measured(
         if one["precision"] == "fp32":
             assert one["same_labels"] == 1.0
             assert one["mean_cosine"] == pytest.approx(1.0, abs=1e-5)
-    assert "For many sentences: " in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert shown.startswith("6 texts, medians of 1 rounds, ")
+    assert "For many sentences: " in shown
     assert sorted((tmp_path / "model").rglob("*")) == before
     with pytest.raises(SystemExit, match="--rounds must be at least 1, found 0"):
         mtl.cli.main(["bench", str(tmp_path / "model"), "--rounds", "0"])

@@ -311,6 +311,15 @@ def test_commands(
         mtl(["encode", model_dir, "none.csv", "--output", str(tmp_path / "f.parquet")])
 
 
+def test_what_is_wrong_with_the_files_is_told_before_the_model_is_loaded(
+    tmp_path: Path, rows: Rows, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = write_rows(tmp_path / "in.csv", rows)
+    with pytest.raises(SystemExit, match="there is no column 'review', found"):
+        mtl(["predict", "absent/model", str(file), "--text", "review", "--output", str(tmp_path / "out.parquet")])
+    assert capsys.readouterr().err == ""
+
+
 @pytest.mark.slow
 def test_a_run_that_is_killed_goes_on(model_dir: str, model: TorchBulkModel, tmp_path: Path, rows: Rows) -> None:
     file = write_rows(tmp_path / "in.csv", [{**row, "id": number} for number, row in enumerate(rows * 40)])

@@ -38,6 +38,13 @@ def test_wrong_command_is_refused(argv: list[str], capsys: pytest.CaptureFixture
     assert "command" in capsys.readouterr().err
 
 
+def test_no_command_is_told_which_there_are(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        mtl.cli.main([])
+    shown = capsys.readouterr().err
+    assert all(does in shown for _, does in mtl.cli.COMMANDS.values())
+
+
 def test_interrupted_command_ends_without_a_traceback(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

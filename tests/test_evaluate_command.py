@@ -8,6 +8,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 import yaml
 from conftest import MakeModel, SaveBackbone, ToyRows, WriteRows
 from transformers.utils import logging as transformers_logging
@@ -309,3 +310,17 @@ def test_other_models_are_refused(backbone_dir: SaveBackbone, write: WriteRows) 
         evaluate(backbone_dir(), data)
     with pytest.raises(SystemExit, match="There is no model 'absent/folder'"):
         evaluate(Path("absent/folder"), data)
+
+
+def test_checkpoint_is_named_where_a_training_did_not_end(
+    make_model: MakeModel, toy_rows: ToyRows, write: WriteRows, tmp_path: Path
+) -> None:
+    checkpoint = tmp_path / "run" / "checkpoint-2"
+    make_model().save_pretrained(checkpoint)
+    (checkpoint / "trainer_state.json").write_text("{}", encoding="utf-8")
+    for name in ("optimizer.pt", "scheduler.pt"):
+        torch.save({}, checkpoint / name)
+    data = write(toy_rows(8, 0))
+    with pytest.raises(SystemExit, match="checkpoints of a training that did not end.*checkpoint-2'"):
+        evaluate(tmp_path / "run", data)
+    assert evaluate(checkpoint, data)["tasks"]

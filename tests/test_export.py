@@ -52,9 +52,12 @@ def test_graph_answers_as_the_model_does(backend: str, tmp_path: Path, backbone_
     command = [sys.executable, "-c", WITHOUT_TORCH, str(folder), json.dumps(SENTENCES)]
     alone = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True).stdout
     predictor = MTLPredictor(folder, backend=backend, precision="fp32", threads=1)
+    side_by_side = MTLPredictor(folder, backend=backend, precision="fp32", threads=3, cache_dir=tmp_path / "cache")
     streamed = list(predictor.stream(SENTENCES, window_size=2))
     answers = (
         predictor.encode_and_predict(SENTENCES),
+        side_by_side.encode_and_predict(SENTENCES, batch_size=1),
+        side_by_side.encode_and_predict(SENTENCES),
         (np.array([embedding for embedding, _ in streamed]), [said for _, said in streamed]),
         (np.array(json.loads(alone)[0]), json.loads(alone)[1]),
     )
@@ -69,6 +72,9 @@ def test_graph_answers_as_the_model_does(backend: str, tmp_path: Path, backbone_
             assert left["tags"]["labels"] == right["tags"]["labels"]
             assert left["valence"] == pytest.approx(right["valence"], abs=1e-5)
             assert left["emotion"] == pytest.approx(right["emotion"], abs=1e-5)
+    assert (tmp_path / "cache").is_dir() == (backend == "openvino")
+    first, _ = next(side_by_side.stream(SENTENCES, batch_size=1))  # Of which nobody wants the rest.
+    np.testing.assert_allclose(first, embeddings[0], atol=1e-5)
     assert predictor.encode("price").shape == (32,)
     assert predictor.encode([]).shape == (0, 32)
     assert predictor.predict("price")["topic"]["label"] == predictions[1]["topic"]["label"]
@@ -76,7 +82,7 @@ def test_graph_answers_as_the_model_does(backend: str, tmp_path: Path, backbone_
         predictor.encode(["a", 3])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="batch_size must be an int of at least 1, found 0"):
         predictor.encode(["a"], batch_size=0)
-    with pytest.raises(FileNotFoundError, match=f"There is no graph of '{backend}' in 'int8' here"):
+    with pytest.raises(FileNotFoundError, match=f"There is no graph of {backend} int8 here"):
         MTLPredictor(folder, backend=backend, precision="int8")
     with pytest.raises(FileNotFoundError, match=f"no {MANIFEST}"):
         MTLPredictor(tmp_path)

@@ -73,7 +73,7 @@ def test_int8_is_measured_as_the_model_is(
     assert f"{graph['measured']['topic']['accuracy']:.4f}" in shown
     taken = MTLPredictor(folder, backend=backend).graph["precision"]
     assert taken == ("int8" if graph["is_close"] else "fp32")
-    assert ('"auto"` takes it' in shown) == graph["is_close"]
+    assert ('"auto"` takes int8' in shown) == graph["is_close"]
     fp32, int8 = (MTLPredictor(folder, backend=backend, precision=name) for name in ("fp32", "int8"))
     texts = measured["text"][:]
     left, right = fp32.encode(texts), int8.encode(texts)
@@ -129,7 +129,7 @@ def test_points_lost_are_worked_out_by_hand(make_model: MakeModel, toy_rows: Toy
     assert not are_close([TaskChange("topic", "accuracy", 0.9, 0.8949), TaskChange("other", "accuracy", 0.5, 0.6)])
     lost = Quantized(Exported(Path("onnx/model_int8.onnx"), "onnx", "int8", 0.1, 1.0), (change,), 5, 0.99)
     assert "+20.00" in changes_table(lost, "test")
-    assert '"auto"` does not take it' in changes_table(lost, "test")
+    assert '"auto"` takes fp32' in changes_table(lost, "test")
 
 
 @pytest.mark.slow
@@ -139,7 +139,7 @@ def test_int8_is_not_taken_where_a_task_was_not_measured(
     rows = [{"text": row["text"], "topic": row["topic"] or "film"} for row in toy_rows(40, 0)]
     mtl.cli.main(["export", "onnx", str(folder), "--int8", str(write(rows))])
     assert (
-        "Of ['sentiment', 'tags', 'valence'] there is no label: `precision=\"auto\"` does not"
+        "Of ['sentiment', 'tags', 'valence'] there is no label: `precision=\"auto\"` takes fp32"
         in capsys.readouterr().out
     )
     assert set(graphs(folder)["onnx", "int8"]["measured"]) == {"topic"}

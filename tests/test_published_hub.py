@@ -30,6 +30,7 @@ root, folder, *texts = sys.argv[1:]
 sys.path.insert(0, root)
 import mtl.cli
 from modeling_mtl import MTLModel
+from mtl.publishing import push
 from configuration_mtl import TaskConfig
 
 
@@ -47,6 +48,9 @@ published = code_of("publish", "tester/model", "published", "--push", "tester/mo
 after = api.model_info("tester/model").sha
 api.upload_file(repo_id="tester/model", path_or_fileobj=b"# Written by hand", path_in_repo="README.md")
 kept = code_of("publish", folder, "again", "--push", "tester/model", "--revision", "try")
+Path("again/__pycache__").mkdir()
+Path("again/__pycache__/modeling_mtl.pyc").write_bytes(b"")
+push("again", "tester/model", revision="try")
 verified = code_of("verify", "tester/model", "--json", "after.json")
 started = MTLModel.from_sentence_transformer("tester/model", tasks=[TaskConfig("new", num_labels=2)], revision=after)
 report(
@@ -103,6 +107,11 @@ def test_card_that_is_there_is_kept_unless_told(story: Story) -> None:
     assert story.told["codes"][1] is None
     assert story.hub.files("tester/model", "try")["README.md"] == b"# Written by hand"
     assert (story.folder / "again" / "README.md").read_bytes() != b"# Written by hand"
+
+
+def test_what_an_import_left_in_the_folder_is_not_pushed(story: Story) -> None:
+    assert (story.folder / "again" / "__pycache__").is_dir()
+    assert not [name for name in story.hub.files("tester/model", "try") if "__pycache__" in name]
 
 
 def test_repository_is_verified(story: Story) -> None:

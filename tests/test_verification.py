@@ -102,7 +102,7 @@ def test_missing_package_is_told(folder: Path, answers: dict[str, Any], monkeypa
     [
         ([], {}, None),
         (["--strict"], {}, 1),
-        (["--strict", "--trust-remote-code"], {}, None),
+        (["--strict", "--trust_remote_code"], {}, None),
         ([], {ST: {"error": "x"}}, 1),
         (["--revision", "main"], {}, 2),
         (["--fly"], {}, 2),

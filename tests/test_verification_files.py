@@ -56,6 +56,13 @@ def test_code_that_was_added_is_told(name: str, folder: Path) -> None:
     assert problems(folder) == [f"{name} is code that `mtl publish` did not write."]
 
 
+def test_what_an_import_left_is_told_with_what_to_do(folder: Path) -> None:
+    (folder / "__pycache__").mkdir()
+    (folder / "__pycache__" / "modeling_mtl.cpython-311.pyc").write_bytes(b"")
+    (told,) = problems(folder)
+    assert told.endswith("Python leaves it where code is imported from: delete the folder.")
+
+
 def test_links_that_hide_files_are_told(folder: Path, tmp_path: Path) -> None:
     (folder / "heads.safetensors").rename(tmp_path / "blob")
     (folder / "heads.safetensors").symlink_to(tmp_path / "blob")  # As in the cache of the Hub.

@@ -40,15 +40,16 @@ def cli(argv: Sequence[str] | None = None) -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # It tells which packages it could do without.
-    measured = or_exit(PROGRAM, lambda: run(options))
+    measured, count = or_exit(PROGRAM, lambda: run(options))
+    print(f"{count:,} texts, medians of {options.rounds} rounds, {torch.get_num_threads()} threads\n")
     print(bench_table(measured))
     if options.json is not None:
         content = json.dumps([dataclasses.asdict(one) for one in measured], indent=2)
         options.json.write_text(content + "\n", encoding="utf-8")
 
 
-def run(options: argparse.Namespace) -> list[Measured]:
-    """Measures what the options say.
+def run(options: argparse.Namespace) -> tuple[list[Measured], int]:
+    """Measures what the options say; returns it, and of how many texts it is.
 
     Raises:
         OSError: If there is no such model or file.
@@ -69,7 +70,7 @@ def run(options: argparse.Namespace) -> list[Measured]:
     transformers_logging.enable_progress_bar()  # What was to stay quiet is the loading.
     with transformers_logging.tqdm(disable=options.quiet, bar_format="{elapsed} {desc}", leave=False) as bar:
         counts = {"rounds": options.rounds, "threads": options.threads}
-        return bench(model, folder, texts, **counts, progress=bar.set_description_str)
+        return bench(model, folder, texts, **counts, progress=bar.set_description_str), len(texts)
 
 
 def read_texts(file: Path, column: str, count: int) -> list[str]:
@@ -132,8 +133,8 @@ def _parser() -> argparse.ArgumentParser:
     add("model", help="Folder, or name on the Hub, of a saved multi-task model.")
     add("file", type=Path, nargs="?", help="CSV, JSON lines, Parquet or text file of texts; made-up ones otherwise.")
     add("--text", default="text", metavar="COLUMN", help="Column of the texts; `text` if not given.")
-    add("--sentences", type=int, default=1000, help="How many texts.")
-    add("--rounds", type=int, default=ROUNDS, help="How often each answers them.")
+    add("--sentences", type=int, default=1000, help="How many texts; %(default)s if not given.")
+    add("--rounds", type=int, default=ROUNDS, help="How often each answers them; %(default)s if not given.")
     add("--threads", type=int, help="Threads of each; all cores if not given.")
     add("--json", type=Path, metavar="FILE", help="Write what was measured.")
     add("--quiet", action="store_true", help="Show no progress.")

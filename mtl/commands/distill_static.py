@@ -228,8 +228,9 @@ def _parser() -> argparse.ArgumentParser:
     add("model", help="Folder, or name on the Hub, of a saved multi-task model, the teacher.")
     add("folder", help="Where the student goes.")
     add("settings", help="Settings file (YAML) with tasks and sources, such as that of the teacher.")
-    add("--dimensions", type=int, default=256, help="Width of the student's vectors.")
-    add("--hidden_size", type=int, default=HIDDEN_SIZE, help="Width of the heads' hidden layer; 0 for none.")
+    add("--dimensions", type=int, default=256, help="Width of the student's vectors; %(default)s if not given.")
+    hidden_help = "Width of the heads' hidden layer, 0 for none; %(default)s if not given."
+    add("--hidden_size", type=int, default=HIDDEN_SIZE, help=hidden_help)
     return parser
 
 

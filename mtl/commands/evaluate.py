@@ -118,11 +118,12 @@ def _parser() -> argparse.ArgumentParser:
     add("--compare_with", **SEVERAL, metavar="COLUMN", help="Columns of further texts, for tasks on the embedding.")
     add("--pairs", **SEVERAL, default=[], metavar="TASK", help="Tasks that are measured on these texts, unlabelled.")
     add("--by", **SEVERAL, default=[], metavar="COLUMN", help="Columns by which figures are broken down.")
-    add("--resamples", type=int, default=RESAMPLES, help="Resamples of an interval.")
-    add("--level", type=float, default=CONFIDENCE_LEVEL, help="Probability with which an interval is to hold.")
-    add("--seed", type=int, default=0, help="Seed of the resamples.")
-    add("--batch_size", type=int, default=64, help="Sentences per forward pass.")
-    add("--precision", default="auto", help="auto, as evaluations in a training, bf16, or fp32, as `predict`.")
+    add("--resamples", type=int, default=RESAMPLES, help="Resamples of an interval; %(default)s if not given.")
+    level_help = "Probability with which an interval is to hold; %(default)s if not given."
+    add("--level", type=float, default=CONFIDENCE_LEVEL, help=level_help)
+    add("--seed", type=int, default=0, help="Seed of the resamples; %(default)s if not given.")
+    add("--batch_size", type=int, default=64, help="Sentences per forward pass; %(default)s if not given.")
+    add("--precision", default="auto", help="auto (the default), as evaluations in a training, bf16, or fp32.")
     add("--output_dir", help="Where evaluation.json goes; the folder `_evaluation` of the model if not given.")
     add("--quiet", action="store_true", help="Show no progress.")
     return parser

@@ -125,12 +125,12 @@ def changes_table(quantized: Quantized, split: str) -> str:
     ]
     table = aligned(["task", "metric", "fp32", "int8", "points lost"], rows)
     if quantized.is_close:
-        verdict = f'No task loses more than {CLOSE_POINTS} points: `precision="auto"` takes it.'
+        verdict = f'No task loses more than {CLOSE_POINTS} points: `precision="auto"` takes int8.'
     else:
         found = f"A task loses more than {CLOSE_POINTS} points"
         if quantized.unmeasured:
             found = f"Of {list(quantized.unmeasured)} there is no label"
-        verdict = f'{found}: `precision="auto"` does not take it, "int8" does.'
+        verdict = f'{found}: `precision="auto"` takes fp32; `precision="int8"` takes it.'
     measured = f"{quantized.rows:,} rows of {split!r}; mean cosine of the embeddings {quantized.mean_cosine:.4f}."
     return f"{table}\n{measured}\n{verdict}"
 

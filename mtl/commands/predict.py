@@ -17,7 +17,7 @@ from typing import Any
 from transformers.utils import logging as transformers_logging
 
 from mtl.bulk import PART_ROWS, BulkJob, BulkResult, run_bulk
-from mtl.bulk_inputs import InputColumns, count_rows
+from mtl.bulk_inputs import InputColumns, check_inputs, count_rows
 from mtl.bulk_models import BulkOptions, TorchBulkModel
 from mtl.bulk_ray import run_bulk_on_ray
 from mtl.commands import SEVERAL
@@ -26,6 +26,8 @@ from train_trainer import or_exit
 INTERRUPTED = 130
 """Exit code after Ctrl-C, as of a shell."""
 LOCAL, RAY = "local", "ray"
+_AT_ONCE = 1e-9
+"""Seconds that the bar waits for: with any, it is shown at the first rows, and not before what is wrong is told."""
 
 
 def cli(argv: Sequence[str] | None = None) -> None:
@@ -69,13 +71,16 @@ def run(options: argparse.Namespace, *, predictions: bool) -> BulkResult:
         ValueError: If the files cannot be read, or the options do not fit them or the model.
     """
     job = _job(options, predictions)
+    check_inputs(job.inputs, job.columns)  # Before the model is loaded, and once more after it.
     how = BulkOptions(
         options.model, options.revision, options.trust_remote_code, options.precision, options.batch_size
     )
     model = TorchBulkModel(how)
     print(f"Answering in {how.precision_in_use}.", file=sys.stderr)
     total = count_rows([path for path in job.inputs if path.is_file()])
-    with transformers_logging.tqdm(total=total, desc="Rows", unit="row", disable=options.quiet) as bar:
+    with transformers_logging.tqdm(
+        total=total, desc="Rows", unit=" rows", disable=options.quiet, delay=_AT_ONCE
+    ) as bar:
         if options.engine == RAY:
             return run_bulk_on_ray(model, job, how, workers=options.workers, progress=bar.update)
         return run_bulk(model, job, progress=bar.update)
@@ -101,13 +106,18 @@ def bulk_parser(program: str, description: str) -> argparse.ArgumentParser:
     add("--text_pair", metavar="COLUMN", help="Column of second texts, read together with the first.")
     add("--keep", **SEVERAL, default=[], metavar="COLUMN", help="Columns of the files that the output has, too.")
     add("--parts", action="store_true", help="Leave the output in parts, for readers that take a folder.")
-    add("--part_rows", type=int, default=PART_ROWS, help="Rows of a part, which are held and lost at once.")
+    add("--part_rows", type=int, default=PART_ROWS, help="Rows of a part; %(default)s if not given.")
     add("--strict", action="store_true", help="Refuse a row without a text, instead of writing nulls.")
     add("--overwrite", action="store_true", help="Replace an output of something else.")
-    add("--precision", choices=("auto", "fp32", "bf16"), default="auto", help="auto: bf16 where it is fast.")
+    add(
+        "--precision",
+        choices=("auto", "fp32", "bf16"),
+        default="auto",
+        help="auto (the default): bf16 where it is fast.",
+    )
     add("--batch_size", type=int, help="Sentences per forward pass; by a budget of tokens if not given.")
-    add("--engine", choices=(LOCAL, RAY), default=LOCAL, help="ray: workers of Ray, here or of RAY_ADDRESS.")
-    add("--workers", type=int, default=2, help="Workers of --engine ray.")
+    add("--engine", choices=(LOCAL, RAY), default=LOCAL, help="ray: on workers of Ray, here or of RAY_ADDRESS.")
+    add("--workers", type=int, default=2, help="Workers of --engine ray; %(default)s if not given.")
     add("--revision", help="Branch, tag or commit of a model on the Hub.")
     add("--trust_remote_code", action="store_true", help="Let code of the encoder's own repository run.")
     add("--quiet", action="store_true", help="Show no progress.")

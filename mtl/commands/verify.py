@@ -1,6 +1,6 @@
 """`mtl verify DIR|REPO`: whether strangers get from a folder or repository what its author has.
 
-    mtl verify published --trust-remote-code
+    mtl verify published --trust_remote_code
     mtl verify you/vader --revision v1.0 --json verification.json
 
 Ends with 0 if all is well, 1 if something failed, and 2 if it was called wrongly.
@@ -71,10 +71,15 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("source", metavar="DIR|REPO", help="Folder of a published or saved model, or its name on the Hub.")
     add("--revision", help="Branch, tag or commit of the repository.")
-    add("--trust-remote-code", action="store_true", help="Also run the loaders that run code of the folder.")
+    add(
+        "--trust_remote_code",
+        "--trust-remote-code",
+        action="store_true",
+        help="Also run the loaders that run code of the folder.",
+    )
     add("--strict", action="store_true", help="Fail also where a loader is not run, or its package is missing.")
     add("--json", metavar="FILE", help="Write all that was found to this file.")
-    add("--timeout", type=float, default=TIMEOUT, help="Seconds that one loader may take.")
+    add("--timeout", type=float, default=TIMEOUT, help="Seconds that one loader may take; %(default).0f if not given.")
     return parser
 
 
