@@ -10,6 +10,9 @@ of `MTLModel`, with the same answers.
 """
 
 import collections
+import contextlib
+import functools
+import hashlib
 import importlib
 import importlib.util
 import itertools
@@ -58,7 +61,10 @@ class MTLPredictor:
     Raises:
         FileNotFoundError: If the folder has no export, or not that one.
         ImportError: If the backend is not installed.
+        OSError: If there is no cache_dir and none can be made.
         ValueError: If backend or precision is unknown, threads is less than 1, or the export is of a later version.
+
+    One of OpenVINO is of the process that made it: in a fork of that its methods raise RuntimeError.
     """
 
     def __init__(
@@ -269,7 +275,7 @@ def _chosen_graph(graphs: Sequence[dict[str, Any]], backend: str, precision: str
     if not fits:
         found = sorted({f"{graph['backend']} {graph['precision']}" for graph in graphs})
         wanted = " ".join(word for word in (backend, precision) if word != "auto")
-        raise FileNotFoundError(f"There is no graph of {wanted} here, found {found}. Export it: `mtl export`.")
+        raise FileNotFoundError(f"There is no graph of {wanted} here, found {found}. Take one of these.")
     if backend == "auto":
         fits = [graph for graph in fits if importlib.util.find_spec(PACKAGES[graph["backend"]])] or fits
     fits.sort(key=lambda graph: (graph["precision"] != "int8", BACKENDS.index(graph["backend"])))
@@ -299,7 +305,8 @@ class _OnnxRuntime:
     batch_tokens = 512
 
     def __init__(self, file: Path, options: "_Options", manifest: Mapping[str, Any]) -> None:
-        self._file = file
+        self._file = file.absolute()  # It is read a second time, perhaps from another working directory.
+        self._stamp = _stamp(file)
         self._threads = options.threads or _cores()
         self._alone = self._opened(self._threads)
         self._side_by_side = self._alone if self._threads == 1 else None  # Opened where there are several batches.
@@ -311,15 +318,27 @@ class _OnnxRuntime:
             for rows, inputs in begin:
                 yield rows, self._named(self._alone.run(None, inputs))
             return
-        session = self._side_by_side = self._side_by_side or self._opened(1)
-        running: collections.deque[tuple[np.ndarray, futures.Future[Any]]] = collections.deque()
-        with futures.ThreadPoolExecutor(self._threads) as pool:
+        session = self._side_by_side = self._side_by_side or self._second()
+        running: collections.deque[tuple[np.ndarray, Callable[[], Any]]] = collections.deque()
+        with contextlib.ExitStack() as stack:
+            pool: Any = None
             for rows, inputs in itertools.chain(begin, batches):
                 if len(running) == self._threads:
                     yield self._finished(*running.popleft())
-                running.append((rows, pool.submit(session.run, None, inputs)))
+                try:
+                    pool = pool or stack.enter_context(futures.ThreadPoolExecutor(self._threads))
+                    running.append((rows, pool.submit(session.run, None, inputs).result))
+                except RuntimeError:  # The main thread has ended, and no pool starts after that; the caller goes on.
+                    running.append((rows, functools.partial(self._alone.run, None, inputs)))
             while running:
                 yield self._finished(*running.popleft())
+
+    def _second(self) -> Any:
+        """Returns a session of one thread; the first one, if the file went or was replaced since that was opened."""
+        if _stamp(self._file) != self._stamp:
+            return self._alone
+        session = self._opened(1)
+        return session if _stamp(self._file) == self._stamp else self._alone
 
     def _opened(self, threads: int) -> Any:
         onnxruntime = _import("onnxruntime", "onnx")
@@ -327,8 +346,8 @@ class _OnnxRuntime:
         options.intra_op_num_threads = threads
         return onnxruntime.InferenceSession(str(self._file), options, providers=["CPUExecutionProvider"])
 
-    def _finished(self, rows: np.ndarray, answer: futures.Future[Any]) -> tuple[np.ndarray, Arrays]:
-        return rows, self._named(answer.result())
+    def _finished(self, rows: np.ndarray, answer: Callable[[], Any]) -> tuple[np.ndarray, Arrays]:
+        return rows, self._named(answer())
 
     def _named(self, outputs: Sequence[np.ndarray]) -> Arrays:
         return dict(zip(self._names, outputs, strict=True))
@@ -348,13 +367,19 @@ class _OpenVINO:
         if options.threads is not None:
             hints["INFERENCE_NUM_THREADS"] = options.threads
         if options.cache_dir is not None:
-            hints["CACHE_DIR"] = str(options.cache_dir)
+            hints["CACHE_DIR"] = str(_cache_of(file, options.cache_dir, manifest))
         self._compiled = core.compile_model(str(file), "CPU", hints)
+        self._process = os.getpid()
         self._names = [output.get_any_name() for output in self._compiled.outputs]
         self._at_once = self._compiled.get_property("OPTIMAL_NUMBER_OF_INFER_REQUESTS")
         self._idle: collections.deque[Any] = collections.deque()
 
     def run(self, batches: Iterator[tuple[np.ndarray, Arrays]]) -> Iterator[tuple[np.ndarray, Arrays]]:
+        if self._process != os.getpid():  # It would wait forever for threads that only the other process has.
+            raise RuntimeError(
+                "This predictor was made before the process was forked, and OpenVINO's threads are not taken along. "
+                "Make the predictor in the new process, or start processes by `spawn`."
+            )
         # Not by an AsyncInferQueue, whose threads may outlive it by so little that the process aborts (2026.4).
         running: collections.deque[tuple[Any, np.ndarray]] = collections.deque()
         try:
@@ -381,6 +406,22 @@ class _OpenVINO:
         outputs = {name: request.get_output_tensor(place).data.copy() for place, name in enumerate(self._names)}
         self._idle.append(request)
         return rows, outputs
+
+
+def _cache_of(file: Path, folder: Path, manifest: Mapping[str, Any]) -> Path:
+    """Returns the folder, made if need be, of what is compiled of a graph, another one for other weights.
+
+    OpenVINO knows a graph by path, size and time of its .xml, in seconds. The weights are in another file, and where
+    times are fixed, as in layers of containers, all three may stay as they are when a model is replaced.
+
+    Raises:
+        OSError: If it cannot be made.
+    """
+    graphs = [graph for graph in manifest["graphs"] if Path(graph["file"]).name == file.name]
+    content = json.dumps([manifest["weights"], graphs], sort_keys=True)
+    place = folder / hashlib.sha256(content.encode()).hexdigest()[:16]
+    place.mkdir(parents=True, exist_ok=True)
+    return place
 
 
 class _Static:
@@ -436,6 +477,15 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
 
 
 _RUNTIMES: dict[str, Callable[..., Any]] = {"onnx": _OnnxRuntime, "openvino": _OpenVINO, "static": _Static}
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    """Returns by what a file is told from one that replaced it; None if it is not there."""
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_ino, found.st_mtime_ns, found.st_size
 
 
 def _cores() -> int:

@@ -205,7 +205,7 @@ def _state(loader: Loader, folder: Path, trusted: bool) -> LoaderCheck | None:
     if not loader.is_there(folder):
         return LoaderCheck(loader.name, NOT_THERE)
     if loader.runs_code and not trusted:
-        return LoaderCheck(loader.name, NOT_RUN, message="It runs code of the folder: --trust-remote-code.")
+        return LoaderCheck(loader.name, NOT_RUN, message="It runs code of the folder: --trust_remote_code.")
     missing = [package for package in loader.packages if importlib.util.find_spec(package) is None]
     if missing:
         return LoaderCheck(loader.name, MISSING, message=f"It needs {', '.join(missing)}.")

@@ -1,6 +1,8 @@
 """Exported graphs: they agree with the model, and answer without torch as the model does."""
 
 import json
+import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -86,6 +88,91 @@ def test_graph_answers_as_the_model_does(backend: str, tmp_path: Path, backbone_
         MTLPredictor(folder, backend=backend, precision="int8")
     with pytest.raises(FileNotFoundError, match=f"no {MANIFEST}"):
         MTLPredictor(tmp_path)
+
+
+AFTER_THE_MAIN_THREAD = """
+import atexit, sys, threading
+from predictor_mtl import MTLPredictor
+
+predictor = MTLPredictor(sys.argv[1], backend="onnx", threads=2)
+
+def answer():
+    print(predictor.encode(["match team", "price", "why"], batch_size=1).shape, flush=True)
+
+def answer_late():
+    threading.main_thread().join()
+    answer()
+
+threading.Thread(target=answer_late).start()
+atexit.register(answer)
+"""
+
+
+@pytest.mark.slow
+def test_onnx_runtime_answers_several_batches_after_what_may_come_between(
+    make_model: MakeModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = make_model()
+    export(model, tmp_path / "out", "onnx")
+    command = [sys.executable, "-c", AFTER_THE_MAIN_THREAD, str(tmp_path / "out")]
+    ran = subprocess.run(command, cwd=tmp_path / "out", check=True, capture_output=True, text=True)
+    assert (ran.stdout.split("\n"), ran.stderr) == (["(3, 32)", "(3, 32)", ""], "")
+    expected = model.encode(SENTENCES)
+    monkeypatch.chdir(tmp_path)
+    moved, replaced = (MTLPredictor("out", backend="onnx", threads=2) for _ in range(2))
+    monkeypatch.chdir("/")
+    np.testing.assert_allclose(moved.encode(SENTENCES, batch_size=1), expected, atol=1e-5)
+    (tmp_path / "another").write_bytes(b"of other weights")
+    os.replace(tmp_path / "another", tmp_path / "out" / "onnx" / "model.onnx")
+    np.testing.assert_allclose(replaced.encode(SENTENCES, batch_size=1), expected, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_openvino_compiles_anew_for_other_weights_in_files_of_the_same_times(
+    make_model: MakeModel, tmp_path: Path
+) -> None:
+    model = make_model()
+    export(model, tmp_path / "out", "openvino")
+    cache, weights = tmp_path / "cache", tmp_path / "out" / "openvino" / "openvino_model.bin"
+
+    def answered() -> np.ndarray:
+        for file in weights.parent.iterdir():
+            os.utime(file, (1e9, 1e9))
+        return MTLPredictor(tmp_path / "out", backend="openvino", cache_dir=cache).encode(SENTENCES)
+
+    np.testing.assert_allclose(answered(), model.encode(SENTENCES), atol=1e-5)
+    table = model.get_parameter("backbone.embeddings.word_embeddings.weight")
+    before, after = table.detach().numpy().tobytes(), (3 * table).detach().numpy().tobytes()
+    content = weights.read_bytes()
+    assert before in content
+    weights.write_bytes(content.replace(before, after))
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text(encoding="utf-8"))
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps({**manifest, "weights": "others"}), encoding="utf-8")
+    with torch.no_grad():
+        table.mul_(3)
+    np.testing.assert_allclose(answered(), model.encode(SENTENCES), atol=1e-5)
+    shutil.rmtree(cache)
+    cache.write_text("no folder")
+    with pytest.raises(NotADirectoryError, match="cache"):
+        answered()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
+def test_openvino_says_in_a_fork_that_it_is_none_of_its(make_model: MakeModel, tmp_path: Path) -> None:
+    export(make_model(), tmp_path, "openvino")
+    code = (
+        "import os, sys; from predictor_mtl import MTLPredictor\n"
+        "predictor = MTLPredictor(sys.argv[1], backend='openvino')\n"
+        "if os.fork() == 0:\n"
+        "    try: predictor.encode('price')\n"
+        "    except RuntimeError as error: print(error, flush=True)\n"
+        "    finally: os._exit(0)\n"
+        "os.wait()"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    ran = subprocess.run(command, cwd=tmp_path, check=True, capture_output=True, text=True, timeout=60)
+    assert "Make the predictor in the new process" in ran.stdout
 
 
 @pytest.mark.slow

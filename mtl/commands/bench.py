@@ -120,7 +120,8 @@ def _how(one: Measured) -> str:
     if one.backend == "torch":
         return f'torch in {one.precision}, `model.encode_and_predict(texts, precision="{one.precision}")`'
     call = f'`MTLPredictor(folder, backend="{one.backend}", precision="{one.precision}")`'
-    return f"{one.backend} in {one.precision}, {call} after `mtl export {one.backend}`"
+    data = " --int8 DATA" if one.precision == "int8" else ""
+    return f"{one.backend} in {one.precision}, {call} after `mtl export {one.backend} MODEL{data}`"
 
 
 def _parser() -> argparse.ArgumentParser:

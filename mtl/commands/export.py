@@ -137,8 +137,8 @@ def changes_table(quantized: Quantized, split: str) -> str:
 
 def _line(folder: Path, graph: Exported) -> str:
     return (
-        f"{folder / graph.file}: {graph.backend}, {graph.precision}, {graph.size_mib:.1f} MiB; differs from the model "
-        f"by {graph.difference:.1e} at most, on {len(PARITY_TEXTS)} texts."
+        f"{folder / graph.file}: {graph.backend}, {graph.precision}, {graph.size_mib:.1f} MiB; its outputs "
+        f"differ from the model's by {graph.difference:.1e} at most, on {len(PARITY_TEXTS)} texts."
     )
 
 

@@ -90,9 +90,11 @@ def summary(result: BulkResult) -> str:
     """Says what a run wrote."""
     if not result.rows and not result.rows_before:
         return f"{result.output} was there already."
-    before = f", after {result.rows_before:,} of an earlier call" if result.rows_before else ""
-    without = f" {result.without_text:,} have no text, and nulls." if result.without_text else ""
-    return f"{result.rows:,} rows{before} are in {result.output}.{without}"
+    before = f", {result.rows_before:,} of them by an earlier call" if result.rows_before else ""
+    without = (
+        f" Rows of this call without a text, which have nulls: {result.without_text:,}." if result.without_text else ""
+    )
+    return f"{result.rows_before + result.rows:,} rows are in {result.output}{before}.{without}"
 
 
 def bulk_parser(program: str, description: str) -> argparse.ArgumentParser:
