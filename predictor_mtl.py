@@ -274,7 +274,7 @@ def _chosen_graph(graphs: Sequence[dict[str, Any]], backend: str, precision: str
     fits = [graph for graph in there if _fits(graph, precision)]
     if not fits:
         found = sorted({f"{graph['backend']} {graph['precision']}" for graph in graphs})
-        wanted = " ".join(word for word in (backend, precision) if word != "auto")
+        wanted = " ".join(word for word in (backend, precision) if word != "auto") or "fp32"
         raise FileNotFoundError(f"There is no graph of {wanted} here, found {found}. Take one of these.")
     if backend == "auto":
         fits = [graph for graph in fits if importlib.util.find_spec(PACKAGES[graph["backend"]])] or fits
@@ -304,7 +304,7 @@ class _OnnxRuntime:
 
     batch_tokens = 512
 
-    def __init__(self, file: Path, options: "_Options", manifest: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, options: _Options, manifest: Mapping[str, Any]) -> None:
         self._file = file.absolute()  # It is read a second time, perhaps from another working directory.
         self._stamp = _stamp(file)
         self._threads = options.threads or _cores()
@@ -358,7 +358,7 @@ class _OpenVINO:
 
     batch_tokens = 512
 
-    def __init__(self, file: Path, options: "_Options", manifest: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, options: _Options, manifest: Mapping[str, Any]) -> None:
         openvino = _import("openvino", "openvino")
         core = openvino.Core()
         hints: dict[str, Any] = {"PERFORMANCE_HINT": "THROUGHPUT"}
@@ -429,7 +429,7 @@ class _Static:
 
     batch_tokens = 8_192
 
-    def __init__(self, file: Path, options: "_Options", manifest: Mapping[str, Any]) -> None:
+    def __init__(self, file: Path, options: _Options, manifest: Mapping[str, Any]) -> None:
         load_file = _import("safetensors.numpy", "static").load_file
         (graph,) = (graph for graph in manifest["graphs"] if graph["backend"] == "static")
         self._vectors = load_file(file)["embeddings"]  # (V, H)
